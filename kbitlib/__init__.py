@@ -1,0 +1,3 @@
+"""A laboratory for k-bit inference scaling laws."""
+
+__version__ = "0.1.0"
