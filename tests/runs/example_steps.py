@@ -54,6 +54,12 @@ def doomed(settings, store):
     return square(settings, store)
 
 
+def interrupted(settings, store):
+    """Gets the Ctrl-C that a terminal sends to parent and workers alike."""
+    os.kill(os.getpid(), signal.SIGINT)
+    return square(settings, store)
+
+
 def leaver(settings, store):
     os._exit(7)
 
@@ -93,9 +99,13 @@ def note(x):
             file.write(f"{x}\n")
 
 
+STARTED = []
+
+
 def run_python(code, **kwargs):
-    """A new process that runs `code`, with the names of this module and of kbitlib.runs."""
+    """A new process that runs `code`, with the names of this module and of kbitlib.runs; the test's end is its end."""
     here = str(Path(__file__).parent)
     code = f"import sys; sys.path.insert(0, {here!r}); from example_steps import *; from kbitlib.runs import *\n{code}"
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen([sys.executable, "-c", code], text=True, **pipes, **kwargs)
+    STARTED.append(subprocess.Popen([sys.executable, "-c", code], text=True, **pipes, **kwargs))
+    return STARTED[-1]

@@ -20,9 +20,7 @@ def holder(store):
     """A process that holds the lock of the store until it reads a line."""
     process = run_python(HOLD.format(root=str(store.root)))
     assert process.stdout.readline() == "held\n"
-    yield process
-    process.kill()
-    process.communicate()
+    return process
 
 
 def test_a_second_run_is_told_who_holds_the_store(store, holder):

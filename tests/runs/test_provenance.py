@@ -19,6 +19,8 @@ FILES = {
     "base/__init__.py": "from .deep import helper\n",
     "base/deep.py": "def helper(x):\n    '''Twice.'''\n    return 2 * x  # why\n",
     "base/unused.py": "z = 1\n",
+    "only/__init__.py": "z = 1\n",
+    "only/leaf.py": "z = 1\n",
     "wide/__init__.py": "z = 1\n",
     "wide/plain.py": 'SOURCE = "code.c"\n',
     "wide/dotted.py": "z = 1\n",
@@ -31,6 +33,7 @@ FILES = {
     "steps/__init__.py": "",
     "steps/main.py": """
 import math
+import lab_example.only.leaf as leaf
 import lab_example.wide.dotted as dotted
 from lab_example import base
 from lab_example.runs import z
@@ -100,6 +103,8 @@ def test_prose_and_unrelated_modules_keep_the_digest(package, name, old, new):
         ("__init__.py", "__version__", "version"),
         ("base/__init__.py", "from .deep import helper", "from .deep import helper; z = 2"),
         ("base/deep.py", "2 * x", "3 * x"),
+        ("only/__init__.py", "1", "2"),
+        ("only/leaf.py", "1", "2"),
         ("wide/__init__.py", "1", "2"),
         ("wide/plain.py", '"code.c"', '"unnamed.c"'),
         ("wide/dotted.py", "1", "2"),

@@ -280,17 +280,15 @@ Store({str(store.root)!r}).get_or_compute(square, Point(x=1))
 
 def test_a_record_that_another_process_is_making_is_no_leftover(store, log):
     process = run_python(f"Store({str(store.root)!r}).get_or_compute(endless, Point(x=1))")
-    try:
-        while not log():
-            time.sleep(0.02)
-            assert process.poll() is None
-        being_made = store.root / ".work" / next((store.root / ".work").glob("*.lock")).stem
-        being_made.mkdir()
-        with store.lock():
-            assert being_made.exists()
-    finally:
-        process.kill()
-        process.communicate()
+    while not log():
+        time.sleep(0.02)
+        assert process.poll() is None
+    being_made = store.root / ".work" / next((store.root / ".work").glob("*.lock")).stem
+    being_made.mkdir()
+    with store.lock():
+        assert being_made.exists()
+    process.kill()
+    process.wait()
     with store.lock():
         assert not being_made.exists()
 

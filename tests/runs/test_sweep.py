@@ -14,6 +14,7 @@ from example_steps import (
     Point,
     doomed,
     endless,
+    interrupted,
     leaver,
     picky,
     run_python,
@@ -83,6 +84,10 @@ def test_a_worker_that_the_system_kills_is_one_failed_job(store, log):
 def test_a_worker_that_leaves_is_a_failed_job(store):
     with pytest.raises(SweepError, match=r"its worker process died \(exit status 7\)"):
         sweep(leaver, [Point(x=1)], store)
+
+
+def test_a_worker_leaves_an_interrupt_to_its_parent(store):
+    assert rows(sweep(interrupted, [Point(x=2)], store)) == [[{"x": 2.0, "y": 4.0}]]
 
 
 def test_a_step_may_print(store, capfd):
@@ -207,11 +212,11 @@ def test_an_interrupt_ends_it_all_at_once(store, log, end):
 signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored when the tests run in the background
 sweep(endless, [Point(x=x) for x in range(8)], Store({str(store.root)!r}), workers=2)
 """
-    run = run_python(code)
+    run = run_python(code, start_new_session=True)
     wait_for(lambda: len(log()) == 2)
     family = psutil.Process(run.pid).children(recursive=True)
-    run.send_signal(end)
-    assert ("KeyboardInterrupt" in run.communicate(timeout=60)[1]) == (end == signal.SIGINT)
+    os.killpg(run.pid, end)  # as a terminal does: to the parent and its workers alike
+    assert run.communicate(timeout=60)[1].count("KeyboardInterrupt") == (end == signal.SIGINT)
     assert psutil.wait_procs(family, timeout=60)[1] == []
     assert store.records() == store.failures() == []
 
@@ -276,7 +281,7 @@ def test_a_cluster_without_dask_is_one_sentence(store, monkeypatch):
 @pytest.fixture(scope="module")
 def scheduler():
     distributed = pytest.importorskip("distributed", reason="the extra `cluster` is not installed")
-    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, protocol="tcp") as cluster:
+    with distributed.LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None, protocol="tcp") as cluster:
         yield cluster.scheduler_address
 
 

@@ -1,0 +1,184 @@
+"""The command line, ``kbit``. Bad input ends in one sentence and exit code 2; a chapter that failed in exit code 1."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+PATHS = ("corpus", "models")  # parameters whose relative paths are meant from where the command is typed
+
+
+class Commands(click.Group):
+    """Turns what the library refuses into one sentence and exit code 2."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        from kbitlib.runs.store import StoreBusy, StoreError
+
+        try:
+            return super().invoke(ctx)
+        except ValueError as error:
+            raise click.UsageError(str(error)) from error
+        except (StoreBusy, StoreError) as error:
+            raise click.ClickException(str(error)) from error
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="kbit-lab")
+def main() -> None:
+    """A laboratory for k-bit inference scaling laws."""
+
+
+@main.command()
+@click.argument("chapters", nargs=-1, metavar="[CHAPTER]...")
+@click.option("--profile", required=True, help="A profile in params/: smoke, laptop or gpu.")
+@click.option("-p", "given", nargs=2, multiple=True, metavar="NAME VALUE", help="A parameter, its value as JSON.")
+@click.option("--engine", help="local (a process a core), serial, or a Dask scheduler, tcp://host:port.")
+@click.option("--wait", is_flag=True, help="If another run holds the store, wait for it rather than leave.")
+def run(
+    chapters: tuple[str, ...], profile: str, given: tuple[tuple[str, str], ...], engine: str | None, wait: bool
+) -> None:
+    """Run chapters (all by default) with a profile, and write its report."""
+    from kbitlib.experiments.runner import run_chapters
+
+    values = {name: parse(name, value) for name, value in given} | ({"engine": engine} if engine else {})
+    every = profile_settings(profile, values, chapters)
+    chosen = {name: every[name] for name in every if not chapters or name in chapters}
+    first = next(iter(chosen.values()))
+    with first.store.lock(wait=wait), shown_progress(first.store.root):
+        failed = run_chapters(chosen, every, click.echo)
+    click.echo(f"report: {relative(first.folder / 'index.html')}")
+    if failed:
+        raise click.ClickException(f"{len(failed)} of {len(chosen)} chapters failed: {', '.join(failed)}")
+
+
+@main.command()
+@click.option("--profile", default="laptop", show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Answer as JSON.")
+def status(profile: str, as_json: bool) -> None:
+    """What of a profile is done, failed, stale or never run; the size of its store."""
+    from kbitlib.experiments.runner import report_status
+    from kbitlib.report.numbers import file_size
+    from kbitlib.runs.progress import progress_line
+
+    every = profile_settings(profile, {}, ())
+    facts = report_status(every)
+    if as_json:
+        click.echo(json.dumps(facts, indent=1))
+        return
+    for name, chapter in facts["chapters"].items():
+        click.echo(f"{name:24} {chapter['status']}" + (f": {chapter['error']}" if chapter.get("error") else ""))
+    store = facts["store"]
+    counts = [
+        f"{store['records']} done",
+        *(f"{store[state]} {state}" for state in ("failed", "stale", "never") if state in store),
+    ]
+    click.echo(f"records: {', '.join(counts)} run; store {file_size(store['bytes'])}")
+    if line := progress_line(next(iter(every.values())).store.root):
+        click.echo(f"last: {line}")
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="Answer as JSON.")
+def formats(as_json: bool) -> None:
+    """Every data type at every width, with exact bits per weight of a 4096 x 4096 matrix at block 64."""
+    from kbitlib.quant.format import every_format
+
+    rows = [
+        {"format": str(one), "element": one.element, "k": one.k, "bits_per_weight": one.bits_per_weight((4096, 4096))}
+        for one in every_format()
+    ]
+    if as_json:
+        click.echo(json.dumps(rows, indent=1))
+        return
+    for row in rows:
+        click.echo(f"{row['format']:18} {row['element']:10} {row['k']:>5g} {row['bits_per_weight']:10.5f}")
+
+
+def profile_settings(profile: str, given: dict[str, Any], chapters: tuple[str, ...]) -> dict[str, Any]:
+    """The settings of every chapter of a profile with what was given, all checked before anything runs.
+
+    Raises ValueError for an unknown profile, chapter or parameter, or a value that is not allowed.
+    """
+    from kbitlib.experiments.plan import plan
+    from kbitlib.experiments.settings import CHAPTERS, check, parameters
+
+    for name in chapters:
+        if name not in CHAPTERS:
+            raise ValueError(f"there is no chapter {name!r}; there are {', '.join(CHAPTERS)}")
+    takers = {name: CHAPTERS[name].model_fields for name in chapters or CHAPTERS}
+    for name in given:
+        if not any(name in fields for fields in takers.values()):
+            known = dict.fromkeys(field for fields in takers.values() for field in fields)
+            raise ValueError(f"no chapter that is to run takes a parameter {name!r}; they take {', '.join(known)}")
+    every = {name: check(name, parameters(profile, name, given)) for name in CHAPTERS}
+    for settings in every.values():
+        plan(settings)  # reads the corpus and the model folders, so that what they lack is told now
+    return every
+
+
+def parse(name: str, value: str) -> Any:
+    """A parameter's value from the command line: JSON if it is JSON, else a string; paths made absolute."""
+    try:
+        parsed = json.loads(value)
+    except ValueError:
+        parsed = value
+    if name in PATHS:
+        absolute = [
+            str(Path(item).resolve()) if Path(item).exists() else item
+            for item in ([parsed] if isinstance(parsed, str) else parsed)
+        ]
+        return absolute[0] if isinstance(parsed, str) and name == "corpus" else absolute
+    return parsed
+
+
+@contextmanager
+def shown_progress(root: Path) -> Iterator[None]:
+    """Show how far the sweep at work in a store is: one line that is drawn over on a terminal, plain lines
+    elsewhere."""
+    from kbitlib.runs.progress import Progress
+
+    stop, terminal = threading.Event(), sys.stderr.isatty()
+    began = time.time()
+
+    def watch() -> None:
+        last, spoken = "", 0.0
+        while not stop.wait(1.0):
+            progress = Progress.read(root)
+            if progress is None or progress.time < began:
+                continue
+            line = progress.line()
+            if terminal and line != last:
+                sys.stderr.write(f"\r\033[K    {line}")
+                sys.stderr.flush()
+            elif not terminal and line != last and time.time() - spoken > 15:
+                sys.stderr.write(f"    {line}\n")
+                spoken = time.time()
+            last = line
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        if terminal:
+            sys.stderr.write("\r\033[K")
+
+
+def relative(path: Path) -> str:
+    """A path as seen from here, if it lies below."""
+    here = Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
+
+
+if __name__ == "__main__":
+    main()

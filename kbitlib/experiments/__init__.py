@@ -1,0 +1,1 @@
+"""What is run: functions from settings to tables of records."""

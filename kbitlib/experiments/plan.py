@@ -1,0 +1,67 @@
+"""What each chapter rests on: the steps and settings whose records it reads, so that status can be told without
+running."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kbitlib.data.corpus import prepare
+from kbitlib.experiments.family import lengths
+from kbitlib.experiments.finetuning import Tuning, tune_member, tuning_grid
+from kbitlib.experiments.quantization import Quantizing, quantization_grid, quantize_member
+from kbitlib.experiments.settings import Common, Finetuning, Quantization, StartHere, spell
+from kbitlib.models.pretrained import Pretrained, identify_folder
+from kbitlib.training.trainer import Training, train
+
+
+def learning_rate_check(settings: Common) -> list[Training]:
+    """The shortest run of the smallest and the largest size at half, once and twice the rule's learning rate."""
+    ends = [settings.shapes[0], settings.shapes[-1]]
+    return [
+        lengths(settings.training(shape, 0, factor * settings.learning_rate))[0]
+        for shape in ends
+        for factor in (0.5, 1.0, 2.0)
+    ]
+
+
+def members(settings: Quantization) -> list[Training] | list[Pretrained]:
+    """The family that chapters 02 and 04 are about: the one trained here, or the pretrained models given."""
+    if not settings.models:
+        return settings.members()
+    return [
+        Pretrained(
+            folder=folder,
+            content=identify_folder(folder),
+            corpus=settings.corpus_settings,
+            context=settings.context,
+            held_out=settings.held_out,
+            device=settings.device,
+        )
+        for folder in settings.models
+    ]
+
+
+def quantizations(settings: Quantization) -> list[Quantizing]:
+    """Every model in every format."""
+    return quantization_grid(members(settings), settings.formats())
+
+
+def tunings(settings: Finetuning) -> list[Tuning]:
+    """The first sizes, one seed each, through ``int`` at each of the bit widths."""
+    chosen = [settings.training(shape, 0) for shape in settings.shapes[: settings.finetune_sizes]]
+    formats = [spell("int", k, settings.block) for k in settings.finetune_bits]
+    return tuning_grid(chosen, formats, settings.finetune_tokens, settings.finetune_rate)
+
+
+def plan(settings: Common) -> list[tuple[Any, Any]]:
+    """The (step, settings) of all records that a chapter reads."""
+    steps: list[tuple[Any, Any]] = [(prepare, settings.corpus_settings)]
+    if not getattr(settings, "models", []):
+        steps += [(train, length) for member in settings.members() for length in lengths(member)]
+    if isinstance(settings, StartHere):
+        steps += [(train, training) for training in learning_rate_check(settings)]
+    if isinstance(settings, Quantization):
+        steps += [(quantize_member, job) for job in quantizations(settings)]
+    if isinstance(settings, Finetuning):
+        steps += [(tune_member, job) for job in tunings(settings)]
+    return steps

@@ -1,0 +1,224 @@
+"""The settings of each chapter, checked before anything runs.
+
+A profile (``params/NAME.yaml``) has a section ``common`` and one for each chapter. Every value is of a JSON type, as
+Papermill
+passes no other; a notebook's first code cell builds its settings from them, and so does ``kbit run`` before it starts.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from kbitlib.data.corpus import CorpusSettings, identify
+from kbitlib.models.transformer import Shape
+from kbitlib.quant import Format
+from kbitlib.runs.store import Store
+from kbitlib.training.trainer import Training
+
+ROOT = Path(__file__).resolve().parents[2]
+PROFILES = ROOT / "params"
+NOTEBOOKS = ROOT / "notebooks"
+
+identified = cache(identify)  # five chapters are checked at once, and the text is large
+
+Bits = Annotated[int, Field(ge=1, le=8)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Common(BaseModel):
+    """What all chapters share: the text, the family trained on it, and where and how it is computed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    profile: str = Field(pattern=r"^[a-z0-9_-]+$")
+    corpus: str
+    widths: list[Positive] = Field(min_length=1)
+    depths: list[Positive] = Field(min_length=1)
+    seeds: list[Positive]
+    tokens: list[Positive] = Field(min_length=1)
+    context: Positive
+    batch: Positive
+    accumulate: Positive
+    learning_rate: float = Field(gt=0, le=1)
+    dtype: Literal["float32", "bfloat16"]
+    device: str = Field(pattern=r"^(cpu|cuda)$")
+    held_out: Positive
+    engine: str = Field(pattern=r"^(local|serial|tcp://[^/\s]+:\d+)$")
+
+    @model_validator(mode="after")
+    def _one_entry_a_size(self) -> Common:
+        if not len(self.widths) == len(self.depths) == len(self.seeds):
+            sizes = f"{len(self.widths)} widths, {len(self.depths)} depths and {len(self.seeds)} numbers of seeds"
+            raise ValueError(f"widths, depths and seeds need one entry a model size; there are {sizes}")
+        shapes = [shape.name for shape in self.shapes]
+        if len(set(shapes)) < len(shapes):
+            raise ValueError(f"each model size may be named once; the sizes are {', '.join(shapes)}")
+        return self
+
+    @property
+    def shapes(self) -> list[Shape]:
+        return [Shape(width=w, depth=d, context=self.context) for w, d in zip(self.widths, self.depths, strict=True)]
+
+    @property
+    def corpus_settings(self) -> CorpusSettings:
+        """The corpus with the hash of its text; reads the text, once a process."""
+        return identified(CorpusSettings(source=self.corpus))
+
+    def training(self, shape: Shape, seed: int, learning_rate: float | None = None) -> Training:
+        """The longest run of one member of the family."""
+        return Training(
+            corpus=self.corpus_settings,
+            shape=shape,
+            seed=seed,
+            tokens=tuple(self.tokens),
+            batch=self.batch,
+            accumulate=self.accumulate,
+            learning_rate=learning_rate or self.learning_rate,
+            dtype=self.dtype,
+            device=self.device,
+            held_out=self.held_out,
+        )
+
+    def members(self) -> list[Training]:
+        """Every member of the family at its longest: all sizes, all seeds."""
+        return [
+            self.training(shape, seed) for shape, n in zip(self.shapes, self.seeds, strict=True) for seed in range(n)
+        ]
+
+    @property
+    def store(self) -> Store:
+        """``KBIT_STORE``, else the profile's own below ``reports``."""
+        return Store(Path(os.environ.get("KBIT_STORE") or ROOT / "reports" / self.profile / "store"))
+
+    @property
+    def folder(self) -> Path:
+        """Where pages, figures and tables of records go: beside the store."""
+        return self.store.root.parent
+
+
+class StartHere(Common):
+    """Chapter 00: the family."""
+
+
+class Theory(Common):
+    """Chapter 01: what a quantizer does to a number."""
+
+    bits: Annotated[int, Field(ge=2, le=8)]
+    samples: Annotated[int, Field(ge=1024, le=2**26)]
+    elements: list[str] = Field(min_length=1)
+    bit_widths: list[Bits] = Field(min_length=1)
+    block: Positive
+
+    _known = field_validator("elements")(lambda elements: known_elements(elements))
+
+
+class Quantization(Common):
+    """Chapter 02: every model in every format."""
+
+    elements: list[str] = Field(min_length=1)
+    bit_widths: list[Bits] = Field(min_length=1)
+    block: Positive
+    swept_elements: list[str]
+    swept_bit_widths: list[Bits]
+    swept_blocks: list[int]  # 0 is a whole row
+    models: list[str]
+
+    _known = field_validator("elements", "swept_elements")(lambda elements: known_elements(elements))
+
+    @field_validator("swept_blocks")
+    @classmethod
+    def _blocks(cls, blocks: list[int]) -> list[int]:
+        if negative := [block for block in blocks if block < 0]:
+            raise ValueError(f"a block holds at least one weight, or 0 for a whole row; not {negative[0]}")
+        return blocks
+
+    def formats(self) -> dict[str, tuple[str, ...]]:
+        """Formats by data type: each at every k and one block, some at other blocks."""
+        table = {e: [spell(e, k, self.block) for k in self.bit_widths] for e in self.elements}
+        for element in self.swept_elements:
+            swept = [spell(element, k, block) for k in self.swept_bit_widths for block in self.swept_blocks]
+            table[element] = [*table.get(element, []), *swept]
+        return {element: tuple(dict.fromkeys(names)) for element, names in table.items()}
+
+
+class Finetuning(Common):
+    """Chapter 03: training with quantized weights in the forward pass."""
+
+    block: Positive
+    finetune_sizes: Positive
+    finetune_bits: list[Annotated[int, Field(ge=2, le=8)]] = Field(min_length=1)
+    finetune_tokens: list[Positive] = Field(min_length=1)
+    finetune_rate: float = Field(gt=0, le=1)  # as a share of the rate of training
+
+
+class Regression(Quantization):
+    """Chapter 04: the law, over the records of chapter 02."""
+
+
+CHAPTERS: dict[str, type[Common]] = {
+    "00_start_here": StartHere,
+    "01_quantizer_theory": Theory,
+    "02_quantization_runs": Quantization,
+    "03_scaled_finetuning": Finetuning,
+    "04_scaling_regression": Regression,
+}
+
+ONE_WIDTH = ("binary", "ternary")  # data types that exist at one width alone
+
+
+def spell(element: str, k: int, block: int) -> str:
+    """The format string of a data type at k bits and a block, 0 being a whole row: ("nf", 4, 64) is "nf4-b64"."""
+    width = "" if element in ONE_WIDTH else str(k)
+    return str(Format.parse(f"{element}{width}-{f'b{block}' if block else 'row'}"))
+
+
+def known_elements(elements: list[str]) -> list[str]:
+    """The data types, each of which must spell a format; raises ValueError naming the one that does not."""
+    for element in elements:
+        spell(element, 4, 64)
+    return elements
+
+
+def read_profile(name: str) -> dict[str, dict[str, Any]]:
+    """The sections of ``params/NAME.yaml``; raises ValueError naming an unknown profile or section."""
+    path = PROFILES / f"{name}.yaml"
+    if not path.is_file():
+        raise ValueError(
+            f"there is no profile {name!r}; there are {', '.join(sorted(p.stem for p in PROFILES.glob('*.yaml')))}"
+        )
+    sections: dict[str, dict[str, Any]] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if unknown := sorted(set(sections) - {"common", *CHAPTERS}):
+        raise ValueError(f"profile {name!r} has a section {unknown[0]!r}; allowed are common, {', '.join(CHAPTERS)}")
+    return sections
+
+
+def parameters(profile: str, chapter: str, given: dict[str, Any]) -> dict[str, Any]:
+    """What a chapter is run with: of the profile's common section and of ``given`` what it knows, and its own
+    section."""
+    sections = read_profile(profile)
+    fields = CHAPTERS[chapter].model_fields
+    common = {"profile": profile, **sections.get("common", {})}
+    own = {**common, **sections.get(chapter, {}), **given}
+    names = fields.keys() | sections.get(chapter, {}).keys()
+    return {name: value for name, value in own.items() if name in names}
+
+
+def check(chapter: str, values: dict[str, Any]) -> Common:
+    """A chapter's settings; raises ValueError in one sentence that names the wrong parameter, its value and what is
+    allowed."""
+    try:
+        return CHAPTERS[chapter](**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"]) or "settings"
+        message = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "extra_forbidden":
+            message = f"unknown parameter; {chapter} takes {', '.join(CHAPTERS[chapter].model_fields)}"
+        shown = "" if not first["loc"] or first["type"] == "missing" else f" = {first['input']!r}"
+        raise ValueError(f"{chapter}: {name}{shown}: {message}") from None

@@ -1,0 +1,91 @@
+"""Fit a law to a table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+
+from kbitlib.laws.estimate import Loss, solve
+from kbitlib.laws.forms import FORMS, Form
+from kbitlib.laws.identification import refuse_unidentified
+from kbitlib.laws.results import LawResults
+from kbitlib.laws.surface import Surface
+from kbitlib.laws.tables import column, numbers, read_columns, refuse_empty_or_repeated
+
+
+def fit(
+    table: pd.DataFrame,
+    law: str = "chinchilla",
+    *,
+    loss: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    groups: str | None = "model",
+    huber_delta: float = 1e-3,
+    irreducible: float = 0.0,
+) -> LawResults:
+    """Fit a law to the rows of a table and return a result with statsmodels' manners.
+
+    Args:
+        table: one run a row; ``forms`` names the columns of each law (params, tokens, flops, total_bits are counts,
+            k is in bits, loss and delta in nats a token).
+        law: ``power``, ``tutorial``, ``chinchilla``, ``total-bits``, ``effective-parameters`` or ``degradation``.
+        loss: ``huber`` (on residuals of the logarithms), ``log-squared`` or ``squared``; by default huber for
+            chinchilla and log-squared for the others. A linear law by log-squared is ordinary least squares.
+        columns: maps a standard name to the table's own, as in ``{"params": "params_nonemb"}``.
+        groups: the column whose rows belong together (all of one model); where it is missing or never repeats, rows
+            count as independent. It decides the kind of interval: see ``intervals``.
+        huber_delta: where Huber's loss turns linear (Hoffmann et al. 2022, section 3.3: 1e-3).
+        irreducible: a known loss E subtracted from the response of a linear law, in its unit.
+
+    Raises:
+        NotIdentified: (a ValueError) the rows cannot determine the parameters; it says which combinations they do.
+        ValueError: an unknown law, loss or column; an empty table; a repeated row; a value not positive and finite.
+    """
+    form = _form(law)
+    names = _checked_names(form, columns or {})
+    how = Loss.named(form.usual_loss if loss is None else loss, huber_delta)
+    refuse_empty_or_repeated(table)
+    values = read_columns(table, form.columns, names)
+    may_be_negative = form.response == "delta" and not how.on_logs  # a quantized model may by chance be the better one
+    observed = numbers(table, names.get(form.response, form.response), positive=not may_be_negative)
+    response = pd.Series(observed, index=table.index)
+    _check_irreducible(form, irreducible, response)
+    surface = Surface(form, values)
+    refuse_unidentified(surface, values)
+    minimum = solve(surface, observed - irreducible, how)
+    members = _groups(table, groups)
+    return LawResults(surface, response, how, minimum, columns=names, groups=members, irreducible=irreducible)
+
+
+def _form(law: str) -> Form:
+    if law not in FORMS:
+        raise ValueError(f"law {law!r} is unknown; {', '.join(FORMS)} are allowed")
+    return FORMS[law]
+
+
+def _checked_names(form: Form, names: Mapping[str, str]) -> Mapping[str, str]:
+    used = (*form.columns, form.response)
+    for name in names:
+        if name not in used:
+            raise ValueError(f"column {name!r} is not used by law {form.name}; it uses {', '.join(used)}")
+    return names
+
+
+def _check_irreducible(form: Form, irreducible: float, response: pd.Series) -> None:
+    if irreducible == 0:
+        return
+    if not form.linear:
+        raise ValueError(f"irreducible is {irreducible}, but law {form.name} has its own E or none; 0 is allowed")
+    if not (np.isfinite(irreducible) and 0 <= irreducible < response.min()):
+        raise ValueError(
+            f"irreducible is {irreducible}; from 0 to below the smallest loss, {response.min():g}, is allowed"
+        )
+
+
+def _groups(table: pd.DataFrame, name: str | None) -> pd.Series | None:
+    if name is None or (name == "model" and name not in table.columns):
+        return None
+    members = column(table, name)
+    return members if members.nunique() < len(members) else None

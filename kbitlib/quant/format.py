@@ -1,0 +1,237 @@
+"""Format strings: `ELEMENT[-bN|-row|-tensor][-ZERO][-SCALE][-RANGE]`, and the exact bits they cost.
+
+>>> Format.parse("nf4")
+Format(name='nf4', block=64, zero='none', scale='fp16', range='absmax')
+>>> str(Format.parse("mxfp4")), Format.parse("mxfp4").bits_per_weight((4096, 4096))
+('e2m1-b32-e8m0', 4.25)
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor
+
+from kbitlib.quant.blocks import ROW, TENSOR, Blocks
+from kbitlib.quant.codebooks import Element, codebook
+from kbitlib.quant.packing import packed_bytes
+
+PRESETS = {
+    "mxfp4": "e2m1-b32-e8m0",
+    "mxfp6": "e2m3-b32-e8m0",
+    "mxfp8": "e4m3-b32-e8m0",
+    "nvfp4": "e2m1-b16-e4m3",
+}
+ZEROS = ("zp", "zpf")
+SCALE_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "e8m0": 1, "e4m3": 1, "dq": 1}
+OUTER_BLOCK = 256  # scales that share a second scale under double quantization
+_PARTS = (
+    "the parts that may follow the element are, in this order, -bN or -row or -tensor, -zp or -zpf, "
+    "-fp32 or -fp16 or -bf16 or -e8m0 or -e4m3 or -dq, -mse or -pNN.N"
+)
+_PATTERN = re.compile(
+    r"(?:-(?P<block>b[0-9]+|row|tensor))?(?:-(?P<zero>zpf?))?(?:-(?P<scale>fp32|fp16|bf16|e8m0|e4m3|dq))?"
+    r"(?:-(?P<range>mse|p[0-9]+(?:\.[0-9]+)?))?"
+)
+
+
+@dataclass(frozen=True)
+class Format:
+    """How a tensor becomes k bits a weight: an element, a block size, and how block scales are found and stored.
+
+    name: the element, such as "nf4". block: weights a block, 0 for a whole row, -1 for the whole tensor. zero: "none",
+    "zp" (k-bit integer zero point) or "zpf" (16-bit float minimum). scale: "fp32", "fp16", "bf16", "e8m0", "e4m3",
+    "dq", or "none" for fixed point. range: "absmax", "mse" or a percentile such as "p99.9". ValueError, saying what is
+    allowed, for what does not go together. `str` gives the canonical form, which `Format.parse` reads back.
+    """
+
+    name: str
+    block: int = 64
+    zero: str = "none"
+    scale: str = "fp16"
+    range: str = "absmax"
+
+    @classmethod
+    def parse(cls, text: str) -> "Format":
+        """Read a format string, an alias (fp4, int1) or a preset (mxfp4, mxfp6, mxfp8, nvfp4)."""
+        if not isinstance(text, str):
+            raise ValueError(f"a format is a string such as nf4-b64, not {text!r}")
+        name, dash, rest = PRESETS.get(text, text).partition("-")
+        try:
+            element = Element.parse(name)
+        except ValueError as error:
+            raise ValueError(f'unknown format "{text}": {error}; presets are {", ".join(PRESETS)}') from None
+        found = _PATTERN.fullmatch(dash + rest)
+        if not found:
+            raise ValueError(f'unknown format "{text}": {_PARTS}')
+        if element.kind == "fixed":
+            if rest:
+                raise ValueError(f'format "{text}": fixed point has no scale, so nothing may follow {name}')
+            return cls(element.name, TENSOR, scale="none")
+        named = {None: 64, "row": ROW, "tensor": TENSOR}
+        block = named[found["block"]] if found["block"] in named else int(found["block"][1:])
+        if found["block"] not in named and block < 1:
+            raise ValueError(
+                f'format "{text}": a block is -bN with N at least 1, -row or -tensor, not {found["block"]}'
+            )
+        zero, scale = found["zero"] or "none", found["scale"] or "fp16"
+        return cls(element.name, block, zero, scale, _canonical_range(found["range"]))
+
+    def __post_init__(self) -> None:
+        if objection := self._objection():
+            raise ValueError(f'format "{self}": {objection}')
+
+    def _objection(self) -> str:
+        """Why these parts do not go together, in one clause; empty when they do."""
+        kind = self._element.kind
+        if self._element.name != self.name:
+            return f"the element is spelled {self._element.name}"
+        if kind == "fixed":
+            plain = (self.block, self.zero, self.scale, self.range) == (TENSOR, "none", "none", "absmax")
+            return "" if plain else "fixed point has no block, zero point, scale or range"
+        if isinstance(self.block, bool) or not isinstance(self.block, int) or self.block < TENSOR:
+            return "a block is a positive number of weights, 0 for a row or -1 for the tensor"
+        if self.zero not in ("none", *ZEROS) or self.scale not in SCALE_BYTES:
+            return _PARTS
+        if self.zero != "none" and kind != "int":
+            return "only int2..int8 take a zero point"
+        if self.scale in ("dq", "e8m0") and not self._element.has_zero:
+            return (
+                f"{self.scale} stores no scale of zero and {self.name} has no level zero; use fp32, fp16, bf16 or e4m3"
+            )
+        if self.scale == "e8m0" and kind == "ints":
+            return f"e8m0 stores no sign, which the scale of {self.name} needs; use fp32, fp16, bf16, e4m3 or dq"
+        return self._range_objection(kind)
+
+    def _range_objection(self, kind: str) -> str:
+        if self.range == "absmax":
+            return ""
+        if self.range == "mse":
+            allowed = kind not in ("binary", "quantile", "kmeans", "log2")
+            return "" if allowed else f"{self.name} takes no range: its levels are found from the weights themselves"
+        percent = re.fullmatch(r"p[0-9]+(\.[0-9]+)?", self.range)
+        if not percent or self.range != _canonical_range(self.range) or not 0 < float(self.range[1:]) < 100:
+            return "a range is mse or a percentile above 0 and below 100, such as p99.9"
+        allowed = kind not in ("binary", "ternary", "quantile", "kmeans", "log2")
+        return "" if allowed else f"{self.name} takes no percentile range: its scale is not the largest weight"
+
+    def __str__(self) -> str:
+        if self.scale == "none":
+            return self.name
+        block = {ROW: "row", TENSOR: "tensor"}.get(self.block, f"b{self.block}")
+        rest = [
+            self.zero,
+            "none" if self.scale == "fp16" else self.scale,
+            "none" if self.range == "absmax" else self.range,
+        ]
+        return "-".join([self.name, block, *(part for part in rest if part != "none")])
+
+    @property
+    def _element(self) -> Element:
+        return Element.parse(self.name)
+
+    @property
+    def element(self) -> str:
+        """The data type's family, as records have it: int, float, nf, pot, log2, quantile, kmeans, dynamic, ..."""
+        return self._element.family
+
+    @property
+    def kind(self) -> str:
+        """The rule that makes the levels: the family, but "intn" and "ints" apart from "int"."""
+        return self._element.kind
+
+    @property
+    def k(self) -> float:
+        """Bits a code; 1.58 for ternary."""
+        return self._element.k
+
+    @property
+    def learned(self) -> bool:
+        """Whether the levels are learned from each tensor and stored with it."""
+        return self._element.learned
+
+    @property
+    def fixed_steps(self) -> int:
+        """2^N for fixed point qM.N, whose levels are multiples of 2^-N; 1 for the others."""
+        return 2 ** int(self.name.rpartition(".")[2]) if self.kind == "fixed" else 1
+
+    @property
+    def percentile(self) -> float | None:
+        """The percentile that the range names, None for the other ranges."""
+        return float(self.range[1:]) if self.range.startswith("p") else None
+
+    @property
+    def zero_dtype(self) -> torch.dtype:
+        """How 16-bit zero points are stored: as the scale when that is bf16, else fp16."""
+        return torch.bfloat16 if self.scale == "bf16" else torch.float16
+
+    @property
+    def unit_levels(self) -> bool:
+        """Whether the levels are divided by the largest: floating elements whose scale is no OCP type."""
+        return self.kind == "float" and self.scale not in ("e8m0", "e4m3")
+
+    @property
+    def extent(self) -> float:
+        """What the levels cover at a scale of one: a block's scale is the span of its weights over this."""
+        codes = 2.0 ** int(self.k)
+        if self.zero != "none":
+            return codes - 1
+        if self.kind == "int":
+            return (codes - 1) / 2
+        if self.kind == "intn":
+            return codes / 2 - 1
+        if self.kind == "ints":
+            return -codes / 2
+        if self.kind == "float" and not self.unit_levels:
+            return float(codebook(self.name).levels[-1])
+        return 1.0
+
+    def levels(self) -> Tensor:
+        """The distinct levels, ascending, float32 (at most 2^k,), as the data type defines them, before any scale.
+
+        With a zero point they are the codes, 0..2^k-1. ValueError where the levels depend on the tensor.
+        """
+        if self.zero != "none":
+            return torch.arange(2 ** int(self.k), dtype=torch.float32)
+        levels = codebook(self.name).levels
+        return levels.unique() / self.fixed_steps
+
+    def stored_bytes(self, shape: Sequence[int]) -> dict[str, int]:
+        """What a tensor of this shape takes, in bytes, by array: codes, scales, outer_scales, zeros, codebook."""
+        weights, blocks = prod(shape), Blocks.of(shape, self.block).count
+        stored = {"codes": packed_bytes(weights, self.k)}
+        if self.scale != "none":
+            stored["scales"] = blocks * SCALE_BYTES[self.scale]
+        if self.scale == "dq":
+            stored["outer_scales"] = 4 * (1 + -(-blocks // OUTER_BLOCK))
+        if self.scale == "e4m3":
+            stored["outer_scales"] = 4
+        if self.zero == "zp":
+            stored["zeros"] = packed_bytes(blocks, self.k)
+        if self.zero == "zpf" or self.kind == "log2":
+            stored["zeros"] = 2 * blocks
+        if self.learned:
+            stored["codebook"] = 2 * 2 ** int(self.k)
+        return stored
+
+    def bits_per_weight(self, shape: Sequence[int]) -> float:
+        """All bytes stored for a tensor of this shape, times 8, over its weights; 0 for a tensor without weights."""
+        weights = prod(shape)
+        return 8 * sum(self.stored_bytes(shape).values()) / weights if weights else 0.0
+
+
+def every_format() -> list[Format]:
+    """Each element at its defaults, integers with each kind of zero point too, and the presets."""
+    widths = range(2, 9)
+    names = [f"{kind}{k}" for kind in ("int", "nf", "pot", "log", "quantile", "kmeans", "dynamic") for k in widths]
+    names += [f"int{k}{convention}" for convention in "ns" for k in widths]
+    names += [f"int{k}-b64-{zero}" for zero in ZEROS for k in widths]
+    names += [f"e{x}m{k - 1 - x}" for k in widths for x in range(1, k)] + ["bnbfp4", "binary", "ternary"]
+    names += [f"q{m}.{k - m}" for k in widths for m in range(1, k + 1)]
+    return [Format.parse(name) for name in [*names, *PRESETS]]
+
+
+def _canonical_range(text: str | None) -> str:
+    return "absmax" if text is None else text if text == "mse" else f"p{float(text[1:]):.12g}"

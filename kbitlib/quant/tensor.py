@@ -1,0 +1,131 @@
+"""A tensor in k bits a weight: quantize and dequantize."""
+
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor
+
+from kbitlib.quant.blocks import Blocks
+from kbitlib.quant.codebooks import sorted_codebook
+from kbitlib.quant.format import Format
+from kbitlib.quant.grids import find_grids, fixed_book, fixed_point_grid
+from kbitlib.quant.packing import pack, unpack
+from kbitlib.quant.rounding import Grid, decode, encode
+from kbitlib.quant.scales import ScaleRule, load
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizedTensor:
+    """What is stored of a quantized tensor.
+
+    shape, dtype: the original's. codes: packed uint8, row by row (see `packing`). scales: (rows, blocks a row) in the
+    format's type; None for fixed point. outer_scales: the second level, float32, of "dq" and "e4m3" (see
+    `ScaleRule.store`). zeros: packed k-bit zero points ("zp"); 16-bit, (rows, blocks a row), minima ("zpf") or, for log
+    formats, log2 of a block's scale over its smallest magnitude. codebook: (2^k,) float16 levels, quantile and kmeans.
+    ValueError where an array's size is not what format and shape imply.
+    """
+
+    format: Format
+    shape: torch.Size
+    dtype: torch.dtype
+    codes: Tensor
+    scales: Tensor | None = None
+    outer_scales: Tensor | None = None
+    zeros: Tensor | None = None
+    codebook: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        expected = self.format.stored_bytes(self.shape)
+        found = {name: array.nbytes for name, array in self.arrays.items()}
+        if found != expected:
+            raise ValueError(f"{self.format} of shape {tuple(self.shape)} has arrays of bytes {expected}, not {found}")
+
+    @property
+    def arrays(self) -> dict[str, Tensor]:
+        """The stored arrays by name, those that this format has."""
+        named = {name: getattr(self, name) for name in ("codes", "scales", "outer_scales", "zeros", "codebook")}
+        return {name: array for name, array in named.items() if array is not None}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all stored arrays."""
+        return sum(array.nbytes for array in self.arrays.values())
+
+    @property
+    def bits_per_weight(self) -> float:
+        """All stored bytes times 8 over the number of weights; 0 for a tensor without weights."""
+        weights = prod(self.shape)
+        return 8 * self.nbytes / weights if weights else 0.0
+
+    def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
+        """The tensor in its own shape, in `dtype` or else the original's; computed in float32."""
+        blocks = Blocks.of(self.shape, self.format.block)
+        codes = unpack(self.codes, self.format.k, prod(self.shape)).view(blocks.rows, blocks.columns)
+        parts = [decode(part, grid) for part, grid in zip(blocks.split(codes), self.grids(), strict=True)]
+        return blocks.join(parts).view(self.shape).to(dtype or self.dtype)
+
+    def grids(self) -> list[Grid]:
+        """The grid of the whole blocks and that of the short last ones, as `Blocks.split` parts them."""
+        format, device = self.format, self.codes.device
+        if self.scales is None:
+            return [fixed_point_grid(format, device)]
+        blocks = Blocks.of(self.shape, format.block)
+        book = fixed_book(format, device) if self.codebook is None else sorted_codebook(self.codebook.float())
+        scales = load(self.scales, self.outer_scales, format.scale)
+        zeros = torch.zeros_like(scales)
+        if self.zeros is not None:
+            stored = unpack(self.zeros, format.k, blocks.count) if format.zero == "zp" else self.zeros
+            zeros = stored.view_as(scales).float()
+        pairs = zip(blocks.split_blocks(scales), blocks.split_blocks(zeros), strict=True)
+        return [Grid(format, scale, zero, book) for scale, zero in pairs]
+
+
+def quantize(tensor: Tensor, format: str | Format) -> QuantizedTensor:
+    """Quantize a tensor of any shape, each weight to the nearest level of its block.
+
+    tensor: float16, bfloat16, float32 or float64; left as it is. Codes are chosen against the scales as stored, but for
+    double quantization, where as in QLoRA's reference they are chosen before the scales are quantized. ValueError for
+    another type, for NaN or infinity (also beyond float32, in which all is computed), for an unknown format, or for a
+    scale that its type cannot hold.
+    """
+    format = format if isinstance(format, Format) else Format.parse(format)
+    blocks = Blocks.of(tensor.shape, format.block)
+    parts = blocks.split(_checked(tensor).reshape(blocks.rows, blocks.columns))
+    if format.kind == "fixed":
+        grid = fixed_point_grid(format, tensor.device)
+        return QuantizedTensor(format, tensor.shape, tensor.dtype, _packed([encode(p, grid) for p in parts], format))
+    grids, rule = find_grids(parts, format)
+    codes = [encode(part, grid) for part, grid in zip(parts, grids, strict=True)]
+    return assemble(tensor, codes, grids, rule)
+
+
+def assemble(tensor: Tensor, codes: list[Tensor], grids: list[Grid], rule: ScaleRule) -> QuantizedTensor:
+    """The QuantizedTensor of a tensor's shape and dtype from codes, however chosen, on grids made by `find_grids`."""
+    format, book = grids[0].format, grids[0].book
+    scales, outer = rule.store(Blocks.join([grid.scale for grid in grids]))
+    zeros = None
+    if format.zero == "zp":
+        zeros = _packed([grid.zero.to(torch.uint8) for grid in grids], format)
+    elif format.zero == "zpf" or format.kind == "log2":
+        zeros = Blocks.join([grid.zero for grid in grids]).to(format.zero_dtype)
+    levels = book.levels.half() if book is not None and format.learned else None
+    packed = _packed(codes, format)
+    return QuantizedTensor(format, tensor.shape, tensor.dtype, packed, scales, outer, zeros, levels)
+
+
+def _packed(codes: list[Tensor], format: Format) -> Tensor:
+    return pack(Blocks.join(codes).flatten(), format.k)
+
+
+def _checked(tensor: Tensor) -> Tensor:
+    """The tensor in float32, detached; ValueError for other types than floats and for what is not finite there."""
+    if tensor.dtype not in DTYPES:
+        raise ValueError(f"only float16, bfloat16, float32 and float64 tensors are quantized, not {tensor.dtype}")
+    values = tensor.detach().float()
+    if values.numel() and not torch.stack(values.aminmax()).isfinite().all():
+        wrong = int((~values.isfinite()).sum())
+        raise ValueError(f"{wrong} of {values.numel()} values are NaN, infinite or beyond float32: cannot be quantized")
+    return values

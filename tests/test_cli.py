@@ -1,0 +1,81 @@
+"""What the command line refuses, and how: one sentence that names the value and what is allowed, exit code 2."""
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from kbitlib.cli import main
+from kbitlib.runs.store import Store
+
+
+def kbit(*arguments: str):
+    return CliRunner().invoke(main, list(arguments))
+
+
+@pytest.fixture(autouse=True)
+def own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("KBIT_STORE", str(tmp_path / "out" / "store"))
+    return tmp_path / "out" / "store"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--profile", "huge"], ["'huge'", "gpu, laptop, smoke"]),
+        (["05_nothing", "--profile", "smoke"], ["'05_nothing'", "00_start_here"]),
+        (["--profile", "smoke", "-p", "bitts", "3"], ["'bitts'", "bits"]),
+        (["01_quantizer_theory", "--profile", "smoke", "-p", "bits", "9"], ["bits = 9", "8"]),
+        (["01_quantizer_theory", "--profile", "smoke", "-p", "bits", "0"], ["bits = 0", "2"]),
+        (["02_quantization_runs", "--profile", "smoke", "-p", "block", "-64"], ["block = -64"]),
+        (["02_quantization_runs", "--profile", "smoke", "-p", "elements", '["int", "float3"]'], ["float3"]),
+        (["--profile", "smoke", "-p", "corpus", "no/such/text"], ["no/such/text"]),
+        (["--profile", "smoke", "--engine", "threads"], ["engine = 'threads'"]),
+        (["02_quantization_runs", "--profile", "smoke", "-p", "models", '["/no/model"]'], ["/no/model", "config.json"]),
+    ],
+)
+def test_bad_input_is_refused_before_anything_runs(arguments: list[str], words: list[str], own_store: Path) -> None:
+    result = kbit("run", *arguments)
+    assert result.exit_code == 2, result.output
+    (sentence,) = [line for line in result.output.splitlines() if line.startswith("Error:")]
+    assert all(word in sentence for word in words), sentence
+    assert not own_store.parent.exists()
+
+
+def test_an_empty_corpus_is_refused(tmp_path: Path, own_store: Path) -> None:
+    (tmp_path / "empty.txt").touch()
+    result = kbit("run", "--profile", "smoke", "-p", "corpus", str(tmp_path / "empty.txt"))
+    assert result.exit_code == 2
+    assert "empty.txt" in result.output
+    assert not own_store.parent.exists()
+
+
+def test_a_second_run_on_a_store_says_so_and_leaves(own_store: Path) -> None:
+    with Store(own_store).lock():
+        import os
+
+        held = os.environ.pop("KBIT_LOCK_HELD")  # as another process would be
+        try:
+            result = kbit("run", "01_quantizer_theory", "--profile", "smoke")
+        finally:
+            os.environ["KBIT_LOCK_HELD"] = held
+    assert result.exit_code == 1
+    assert "Another run holds the store" in result.output
+
+
+def test_a_model_whose_weights_are_a_pickle_is_never_loaded(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04cos\nsystem\n")
+    result = kbit("run", "02_quantization_runs", "--profile", "smoke", "-p", "models", json.dumps([str(tmp_path)]))
+    assert result.exit_code == 2
+    assert "safetensors" in result.output
+
+
+def test_formats_lists_every_width_with_exact_bits() -> None:
+    rows = json.loads(kbit("formats", "--json").stdout)
+    bits = {row["format"]: row["bits_per_weight"] for row in rows}
+    assert bits["nf4-b64"] == bits["int4-b64"] == 4.25
+    assert bits["binary-b64"] == 1.25
+    assert {row["k"] for row in rows} >= {1, 1.58, 2, 3, 4, 5, 6, 7, 8}
+    assert "nf4-b64" in kbit("formats").output
