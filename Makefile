@@ -37,8 +37,8 @@ test: $(VENV)/.test ## the whole test suite, the chapters with the smoke profile
 lab: $(VENV)/.base ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab notebooks
 
-bench: $(VENV)/.test ## the long measurements of speed
-	$(BIN)/python -m pytest benchmarks
+bench: $(VENV)/.base ## the long measurements of speed
+	$(BIN)/python benchmarks/quantize.py
 
 clean: ## remove what was rendered; the store of results stays
 	find reports -mindepth 2 -maxdepth 2 -not -path 'reports/published/*' -not -name store -exec rm -rf {} +

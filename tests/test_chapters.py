@@ -19,7 +19,7 @@ COLUMNS = [
     *("model", "seed", "params_nonemb", "params", "tokens", "format", "method", "element", "k", "block"),
     *("bits_per_weight", "total_bits", "loss", "loss_se", "delta", "delta_se"),
 ]
-TINY = {"widths": [8, 16], "depths": [1, 1], "seeds": [2, 1], "tokens": [16_384, 32_768, 49_152], "held_out": 2048}
+TINY = {"widths": [8, 16], "depths": [1, 1], "seeds": [2, 1], "tokens": [4096, 8192, 12_288], "held_out": 2048}
 
 
 def given(**values: object) -> list[str]:

@@ -24,6 +24,12 @@ def learning_rate_check(settings: Common) -> list[Training]:
     ]
 
 
+def first_question(settings: Common) -> list[Quantizing]:
+    """One seed of each size at 2, 4 and 8 bits: enough to ask the question once."""
+    sizes = [settings.training(shape, 0) for shape in settings.shapes]
+    return quantization_grid(sizes, {"int": tuple(spell("int", k, 64) for k in (2, 4, 8))})
+
+
 def members(settings: Quantization) -> list[Training] | list[Pretrained]:
     """The family that chapters 02 and 04 are about: the one trained here, or the pretrained models given."""
     if not settings.models:
@@ -60,6 +66,7 @@ def plan(settings: Common) -> list[tuple[Any, Any]]:
         steps += [(train, length) for member in settings.members() for length in lengths(member)]
     if isinstance(settings, StartHere):
         steps += [(train, training) for training in learning_rate_check(settings)]
+        steps += [(quantize_member, job) for job in first_question(settings)]
     if isinstance(settings, Quantization):
         steps += [(quantize_member, job) for job in quantizations(settings)]
     if isinstance(settings, Finetuning):

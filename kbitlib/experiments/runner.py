@@ -17,7 +17,7 @@ from kbitlib.data.corpus import EXPECTED_SHA256
 from kbitlib.experiments.plan import plan
 from kbitlib.experiments.settings import NOTEBOOKS, Common, check, parameters
 from kbitlib.report.numbers import duration
-from kbitlib.runs.files import replace_file
+from kbitlib.runs.files import replace_file, sha256
 from kbitlib.runs.provenance import provenance
 from kbitlib.runs.store import Store
 
@@ -69,6 +69,7 @@ def run_chapters(chosen: Mapping[str, Common], every: Mapping[str, Common], say:
         about |= {"seconds": entry["seconds"], "compute_seconds": entry["compute_seconds"], "started": entry["started"]}
         entry["provenance"] = about
         entry["parameters"] = settings.model_dump()
+        entry["notebook"] = sha256(NOTEBOOKS / f"{name}.ipynb")
         render_chapter(name, settings, executed, titles, entry)
         note(folder, name, entry)
         say(f"[{number}/{len(chosen)}] {name}: {entry['status']} in {duration(entry['seconds'])}")
@@ -94,7 +95,7 @@ def execute(name: str, settings: Common, executed: Path) -> str | None:
                 kernel_name="python3",
                 progress_bar=False,
                 start_timeout=300,
-                extra_arguments=["--IPKernelApp.log_level=40"],  # its warnings are about networks; this one is local
+                extra_arguments=["--IPKernelApp.log_level=50"],  # its warnings are about networks; this one is local
             )
     except PapermillExecutionError as error:
         return f"{error.ename}: {error.evalue}".splitlines()[0]
@@ -156,10 +157,16 @@ def write_index(folder: Path, every: Mapping[str, Common], titles: list[dict[str
     bundle(folder)
 
 
+def is_current(name: str, settings: Common, entry: Mapping[str, Any]) -> bool:
+    """Whether a chapter that ran would say the same today."""
+    same = (entry["parameters"], entry["notebook"]) == (settings.model_dump(), sha256(NOTEBOOKS / f"{name}.ipynb"))
+    return same and not settings.store.status(plan(settings)).never
+
+
 def report_status(every: Mapping[str, Common]) -> dict[str, Any]:
     """The state of a profile: of each chapter and each step, of the store and of the corpus.
 
-    A chapter is stale when it ran but records that it rests on are missing, or it ran with other parameters.
+    A chapter that ran is stale when its notebook, its parameters or the records it rests on are no longer those.
     """
     first = next(iter(every.values()))
     store: Store = first.store
@@ -170,8 +177,7 @@ def report_status(every: Mapping[str, Common]) -> dict[str, Any]:
         own = plan(settings)
         pairs |= {store.key(step, value): (step, value) for step, value in own}
         chapters[name] = notes.get(name, {"status": "never"})
-        done = chapters[name]["status"] == "done"
-        if done and (store.status(own).never or chapters[name]["parameters"] != settings.model_dump()):
+        if chapters[name]["status"] == "done" and not is_current(name, settings, chapters[name]):
             chapters[name] = chapters[name] | {"status": "stale"}
     status = store.status(list(pairs.values()))
     stages: dict[str, dict[str, Any]] = {}
