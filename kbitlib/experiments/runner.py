@@ -159,7 +159,10 @@ def write_index(folder: Path, every: Mapping[str, Common], titles: list[dict[str
 
 def is_current(name: str, settings: Common, entry: Mapping[str, Any]) -> bool:
     """Whether a chapter that ran would say the same today."""
-    same = (entry["parameters"], entry["notebook"]) == (settings.model_dump(), sha256(NOTEBOOKS / f"{name}.ipynb"))
+    same = (entry.get("parameters"), entry.get("notebook")) == (
+        settings.model_dump(),
+        sha256(NOTEBOOKS / f"{name}.ipynb"),
+    )
     return same and not settings.store.status(plan(settings)).never
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -25,6 +26,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PROFILES = ROOT / "params"
 NOTEBOOKS = ROOT / "notebooks"
 
+LEAST_STEPS = 3  # with fewer there is no constant part to branch off
+
 identified = cache(identify)  # five chapters are checked at once, and the text is large
 
 Bits = Annotated[int, Field(ge=1, le=8)]
@@ -38,8 +41,8 @@ class Common(BaseModel):
 
     profile: str = Field(pattern=r"^[a-z0-9_-]+$")
     corpus: str
-    widths: list[Positive] = Field(min_length=1)
-    depths: list[Positive] = Field(min_length=1)
+    widths: list[Annotated[int, Field(ge=8, le=8192, multiple_of=4)]] = Field(min_length=1)
+    depths: list[Annotated[int, Field(ge=1, le=128)]] = Field(min_length=1)
     seeds: list[Positive]
     tokens: list[Positive] = Field(min_length=1)
     context: Positive
@@ -59,6 +62,22 @@ class Common(BaseModel):
         shapes = [shape.name for shape in self.shapes]
         if len(set(shapes)) < len(shapes):
             raise ValueError(f"each model size may be named once; the sizes are {', '.join(shapes)}")
+        return self
+
+    @model_validator(mode="after")
+    def _lengths_and_batches_fit(self) -> Common:
+        if any(b <= a for a, b in pairwise(self.tokens)):
+            raise ValueError(f"the lengths in tokens must increase; they are {self.tokens}")
+        least = LEAST_STEPS * self.batch * self.context
+        if self.tokens[0] < least:
+            raise ValueError(
+                f"tokens begins with {self.tokens[0]}; a length needs {LEAST_STEPS} optimiser steps of batch x context "
+                f"= {self.batch} x {self.context} bytes, {least} in all"
+            )
+        if self.batch % self.accumulate:
+            raise ValueError(
+                f"a batch of {self.batch} sequences does not divide into accumulate = {self.accumulate} parts"
+            )
         return self
 
     @property

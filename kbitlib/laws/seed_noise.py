@@ -101,7 +101,8 @@ def _said(noise: SeedNoise, family: Family, incomplete: int) -> list[str]:
     said = []
     alone = [model for model in family.models if model not in noise.models]
     if alone:
-        said.append(f"the seed noise of {', '.join(alone)}, which has no second seed, is taken from other sizes")
+        have = "has" if len(alone) == 1 else "have"
+        said.append(f"the seed noise of {', '.join(alone)}, which {have} no second seed, is taken from other sizes")
     if noise.freedom < 5:
         said.append(f"seed noise rests on few degrees of freedom ({noise.freedom}): intervals are wide and rough")
     if incomplete:
