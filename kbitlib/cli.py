@@ -13,8 +13,6 @@ from typing import Any
 
 import click
 
-PATHS = ("corpus", "models")  # parameters whose relative paths are meant from where the command is typed
-
 
 class Commands(click.Group):
     """Turns what the library refuses into one sentence and exit code 2."""
@@ -28,6 +26,10 @@ class Commands(click.Group):
             raise click.UsageError(str(error)) from error
         except (StoreBusy, StoreError) as error:
             raise click.ClickException(str(error)) from error
+        except OSError as error:  # a full disk, or a folder that cannot be written
+            raise click.ClickException(
+                f"cannot write {error.filename or 'a file'}: {error.strerror or error}"
+            ) from error
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -118,7 +120,14 @@ def profile_settings(profile: str, given: dict[str, Any], chapters: tuple[str, .
         if not any(name in fields for fields in takers.values()):
             known = dict.fromkeys(field for fields in takers.values() for field in fields)
             raise ValueError(f"no chapter that is to run takes a parameter {name!r}; they take {', '.join(known)}")
-    every = {name: check(name, parameters(profile, name, given)) for name in CHAPTERS}
+    in_order = [*chapters, *(name for name in CHAPTERS if name not in chapters)]  # what was asked for is told first
+    checked = {name: check(name, parameters(profile, name, given)) for name in in_order}
+    every = {name: checked[name] for name in CHAPTERS}
+    if next(iter(every.values())).device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise ValueError("device = 'cuda': PyTorch finds no CUDA device here; cpu is allowed")
     for settings in every.values():
         plan(settings)  # reads the corpus and the model folders, so that what they lack is told now
     return every
@@ -130,13 +139,18 @@ def parse(name: str, value: str) -> Any:
         parsed = json.loads(value)
     except ValueError:
         parsed = value
-    if name in PATHS:
-        absolute = [
-            str(Path(item).resolve()) if Path(item).exists() else item
-            for item in ([parsed] if isinstance(parsed, str) else parsed)
-        ]
-        return absolute[0] if isinstance(parsed, str) and name == "corpus" else absolute
+    if name == "corpus" and isinstance(parsed, str):
+        return absolute(parsed)
+    if name == "models" and isinstance(parsed, str):
+        return [absolute(parsed)]
+    if name == "models" and isinstance(parsed, list):
+        return [absolute(item) if isinstance(item, str) else item for item in parsed]
     return parsed
+
+
+def absolute(path: str) -> str:
+    """A path that exists made absolute, since a notebook's kernel may stand elsewhere; anything else as it is."""
+    return str(Path(path).resolve()) if path and Path(path).exists() else path
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,8 +12,12 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from safetensors.torch import load_file, save_file
 
+from kbitlib.data.corpus import CorpusSettings, identify
 from kbitlib.experiments.settings import CHAPTERS
+from kbitlib.models.pretrained import Pretrained, identify_folder, load_pretrained
+from kbitlib.runs.store import Store
 
 ROOT = Path(__file__).resolve().parents[1]
 COLUMNS = [
@@ -146,6 +151,25 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
         folders.append(str(folder))
     return folders
+
+
+def test_a_model_that_lacks_a_weight_is_refused_by_name(pretrained: list[str], tmp_path: Path) -> None:
+    shutil.copytree(pretrained[0], tmp_path / "lacking")
+    weights = load_file(tmp_path / "lacking" / "model.safetensors")
+    gone = next(name for name in weights if name.endswith("c_fc.weight"))
+    del weights[gone]
+    save_file(weights, tmp_path / "lacking" / "model.safetensors", metadata={"format": "pt"})
+    text = tmp_path / "text.txt"
+    text.write_text("\n".join(f"line {n} of a text with some {n * n} words" for n in range(6000)))
+    settings = Pretrained(
+        folder=str(tmp_path / "lacking"),
+        content=identify_folder(str(tmp_path / "lacking"), 64),
+        corpus=identify(CorpusSettings(source=str(text))),
+        context=64,
+        held_out=1024,
+    )
+    with pytest.raises(ValueError, match=r"lacks weights that its model needs: .*c_fc\.weight"):
+        load_pretrained(settings, Store(tmp_path / "store"))
 
 
 def test_pretrained_models_take_the_place_of_the_family(kbit, tmp_path: Path, pretrained: list[str]) -> None:

@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
+from safetensors.torch import save_file
 
 from kbitlib.cli import main
 from kbitlib.runs.store import Store
@@ -31,6 +33,14 @@ def own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["02_quantization_runs", "--profile", "smoke", "-p", "block", "-64"], ["block = -64"]),
         (["02_quantization_runs", "--profile", "smoke", "-p", "elements", '["int", "float3"]'], ["float3"]),
         (["--profile", "smoke", "-p", "corpus", "no/such/text"], ["no/such/text"]),
+        (["--profile", "smoke", "-p", "corpus", ""], ["corpus = ''"]),
+        (["--profile", "smoke", "-p", "corpus", "5"], ["corpus = 5", "string"]),
+        (["--profile", "smoke", "-p", "models", "5"], ["models = 5", "list"]),
+        (["--profile", "smoke", "-p", "models", '["a/m", "b/m"]'], ["must differ", "m, m"]),
+        (["--profile", "smoke", "-p", "held_out", "1"], ["held_out = 1", "64"]),
+        (["--profile", "smoke", "-p", "learning_rate", '"0.1"'], ["learning_rate = '0.1'", "number"]),
+        (["--profile", "smoke", "-p", "finetune_tokens", "[1]"], ["finetune_tokens", "1024"]),
+        (["--profile", "smoke", "-p", "finetune_bits", "[2, 2]"], ["finetune_bits", "[2, 2]"]),
         (["--profile", "smoke", "--engine", "threads"], ["engine = 'threads'"]),
         (["02_quantization_runs", "--profile", "smoke", "-p", "models", '["/no/model"]'], ["/no/model", "config.json"]),
     ],
@@ -70,6 +80,40 @@ def test_a_model_whose_weights_are_a_pickle_is_never_loaded(tmp_path: Path) -> N
     result = kbit("run", "02_quantization_runs", "--profile", "smoke", "-p", "models", json.dumps([str(tmp_path)]))
     assert result.exit_code == 2
     assert "safetensors" in result.output
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ({"config.json": "not json"}, ["config.json", "not JSON"]),
+        ({"config.json": "[]"}, ["model_type"]),
+        ({"config.json": '{"model_type": "gpt2", "n_positions": 8}'}, ["8 positions", "64"]),
+        ({"tokenizer.json": None}, ["no tokenizer"]),
+        ({"model.safetensors": "junk"}, ["model.safetensors", "no sound safetensors"]),
+    ],
+)
+def test_a_folder_that_is_no_sound_model_is_refused_before_anything_runs(
+    tmp_path: Path, own_store: Path, files: dict[str, str | None], words: list[str]
+) -> None:
+    sound = {"config.json": '{"model_type": "gpt2"}', "tokenizer.json": "{}", "model.safetensors": None}
+    folder = tmp_path / "model"
+    folder.mkdir()
+    save_file({"w": torch.zeros(1)}, folder / "model.safetensors")
+    for name, text in {**sound, **files}.items():
+        if text is not None:
+            (folder / name).write_text(text)
+    result = kbit("run", "02_quantization_runs", "--profile", "smoke", "-p", "models", json.dumps([str(folder)]))
+    assert result.exit_code == 2, result.output
+    assert all(word in result.output for word in words), result.output
+    assert not own_store.parent.exists()
+
+
+def test_a_store_that_cannot_be_written_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("KBIT_STORE", str(tmp_path / "file" / "store"))
+    result = kbit("run", "01_quantizer_theory", "--profile", "smoke")
+    assert result.exit_code == 1
+    assert "Error: cannot write" in result.output
 
 
 def test_formats_lists_every_width_with_exact_bits() -> None:

@@ -66,7 +66,9 @@ def lengths(settings: Training) -> list[Training]:
 def train_family(members: Sequence[Training], store: Store, engine: str) -> pd.DataFrame:
     """Train every member, one length after the other so that estimates of the time left come early; the family's
     table."""
-    sweep(prepare, [members[0].corpus], store, engine="serial", label="corpus")
+    (corpus,) = sweep(prepare, [members[0].corpus], store, engine="serial", label="corpus")
+    for split in ("validation", "test"):
+        held_out_windows(members[0], load_corpus(corpus), split)  # too little text is told before hours of training
     rows = []
     for n, length in enumerate(members[0].tokens):
         grid = [lengths(member)[n] for member in members]

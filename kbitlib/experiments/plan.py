@@ -37,7 +37,7 @@ def members(settings: Quantization) -> list[Training] | list[Pretrained]:
     return [
         Pretrained(
             folder=folder,
-            content=identify_folder(folder),
+            content=identify_folder(folder, settings.context),
             corpus=settings.corpus_settings,
             context=settings.context,
             held_out=settings.held_out,
@@ -59,6 +59,13 @@ def tunings(settings: Finetuning) -> list[Tuning]:
     return tuning_grid(chosen, formats, settings.finetune_tokens, settings.finetune_rate)
 
 
+def roundings(settings: Finetuning) -> list[Quantizing]:
+    """The same members rounded to nearest without training, at the widths tuned through and at 4 bits."""
+    members = list(dict.fromkeys(job.training for job in tunings(settings)))
+    widths = sorted({*settings.finetune_bits, 4})
+    return quantization_grid(members, {"int": tuple(spell("int", k, settings.block) for k in widths)})
+
+
 def plan(settings: Common) -> list[tuple[Any, Any]]:
     """The (step, settings) of all records that a chapter reads."""
     steps: list[tuple[Any, Any]] = [(prepare, settings.corpus_settings)]
@@ -71,4 +78,5 @@ def plan(settings: Common) -> list[tuple[Any, Any]]:
         steps += [(quantize_member, job) for job in quantizations(settings)]
     if isinstance(settings, Finetuning):
         steps += [(tune_member, job) for job in tunings(settings)]
+        steps += [(quantize_member, job) for job in roundings(settings)]
     return steps

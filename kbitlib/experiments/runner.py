@@ -98,9 +98,10 @@ def execute(name: str, settings: Common, executed: Path) -> str | None:
                 extra_arguments=["--IPKernelApp.log_level=50"],  # its warnings are about networks; this one is local
             )
     except PapermillExecutionError as error:
-        return f"{error.ename}: {error.evalue}".splitlines()[0]
-    except RuntimeError as error:  # a kernel that died says nothing itself
-        return f"the kernel died: {str(error).splitlines()[0]}"
+        lines = [line.strip() for line in f"{error.ename}: {error.evalue}".splitlines() if line.strip()]
+        return " ".join(lines[:2])  # the second line of a sweep's error is its first cause
+    except RuntimeError:
+        return "the kernel died, most often because memory ran out"
     return None
 
 

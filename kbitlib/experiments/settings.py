@@ -37,10 +37,10 @@ Positive = Annotated[int, Field(ge=1)]
 class Common(BaseModel):
     """What all chapters share: the text, the family trained on it, and where and how it is computed."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     profile: str = Field(pattern=r"^[a-z0-9_-]+$")
-    corpus: str
+    corpus: str = Field(min_length=1)
     widths: list[Annotated[int, Field(ge=8, le=8192, multiple_of=4)]] = Field(min_length=1)
     depths: list[Annotated[int, Field(ge=1, le=128)]] = Field(min_length=1)
     seeds: list[Positive]
@@ -74,6 +74,8 @@ class Common(BaseModel):
                 f"tokens begins with {self.tokens[0]}; a length needs {LEAST_STEPS} optimiser steps of batch x context "
                 f"= {self.batch} x {self.context} bytes, {least} in all"
             )
+        if self.held_out < 2 * self.context:
+            raise ValueError(f"held_out = {self.held_out} is less than two windows of the context of {self.context}")
         if self.batch % self.accumulate:
             raise ValueError(
                 f"a batch of {self.batch} sequences does not divide into accumulate = {self.accumulate} parts"
@@ -157,6 +159,16 @@ class Quantization(Common):
             raise ValueError(f"a block holds at least one weight, or 0 for a whole row; not {negative[0]}")
         return blocks
 
+    @field_validator("models")
+    @classmethod
+    def _names_differ(cls, models: list[str]) -> list[str]:
+        names = [Path(folder).name for folder in models]
+        if len(set(names)) < len(names):
+            raise ValueError(
+                f"models are known by the last part of their path, which must differ; they are {', '.join(names)}"
+            )
+        return models
+
     def formats(self) -> dict[str, tuple[str, ...]]:
         """Formats by data type: each at every k and one block, some at other blocks."""
         table = {e: [spell(e, k, self.block) for k in self.bit_widths] for e in self.elements}
@@ -175,6 +187,17 @@ class Finetuning(Common):
     finetune_tokens: list[Positive] = Field(min_length=1)
     finetune_rate: float = Field(gt=0, le=1)  # as a share of the rate of training
 
+    @model_validator(mode="after")
+    def _tuning_makes_sense(self) -> Finetuning:
+        step = self.batch * self.context
+        if self.finetune_tokens[0] < step or any(b <= a for a, b in pairwise(self.finetune_tokens)):
+            raise ValueError(
+                f"finetune_tokens must increase from at least one optimiser step, {step}; they are {self.finetune_tokens}"
+            )
+        if len(set(self.finetune_bits)) < len(self.finetune_bits):
+            raise ValueError(f"each of finetune_bits may be named once; they are {self.finetune_bits}")
+        return self
+
 
 class Regression(Quantization):
     """Chapter 04: the law, over the records of chapter 02."""
@@ -188,6 +211,7 @@ CHAPTERS: dict[str, type[Common]] = {
     "04_scaling_regression": Regression,
 }
 
+DATA_TYPES = ("int", "nf", "fp", "pot", "log", "quantile", "kmeans", "dynamic", "binary", "ternary")
 ONE_WIDTH = ("binary", "ternary")  # data types that exist at one width alone
 
 
@@ -200,7 +224,10 @@ def spell(element: str, k: int, block: int) -> str:
 def known_elements(elements: list[str]) -> list[str]:
     """The data types, each of which must spell a format; raises ValueError naming the one that does not."""
     for element in elements:
-        spell(element, 4, 64)
+        try:
+            spell(element, 4, 64)
+        except ValueError:
+            raise ValueError(f"{element!r} is no data type; {', '.join(DATA_TYPES)} are") from None
     return elements
 
 
@@ -235,9 +262,9 @@ def check(chapter: str, values: dict[str, Any]) -> Common:
         return CHAPTERS[chapter](**values)
     except ValidationError as error:
         first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"]) or "settings"
+        name = ".".join(str(part) for part in first["loc"])
         message = first["msg"].removeprefix("Value error, ")
         if first["type"] == "extra_forbidden":
             message = f"unknown parameter; {chapter} takes {', '.join(CHAPTERS[chapter].model_fields)}"
         shown = "" if not first["loc"] or first["type"] == "missing" else f" = {first['input']!r}"
-        raise ValueError(f"{chapter}: {name}{shown}: {message}") from None
+        raise ValueError(": ".join(filter(None, [chapter, name + shown, message]))) from None

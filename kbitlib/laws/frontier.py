@@ -69,11 +69,11 @@ class BestK:
 
     @property
     def tie(self) -> list[float]:
-        """The k that may, within seed noise, be the one that wins most budgets; more than one is a tie."""
-        if self.noise is None:
+        """The best k and all that are ``tied`` with the winner over at least half of the budgets."""
+        if self.tied is None:
             return [self.best_k]
-        likely = self.shares.index[self.shares["probability"] >= 1 - self.level]
-        return sorted({self.best_k, *map(float, likely)})
+        shares = self.tied.mean()
+        return sorted({self.best_k, *map(float, shares.index[shares >= 0.5])})
 
     @property
     def share_best_or_tied(self) -> float | None:

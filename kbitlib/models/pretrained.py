@@ -35,7 +35,24 @@ class Pretrained(BaseModel):
         return Path(self.folder).name
 
 
-def identify_folder(folder: str) -> str:
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+POSITIONS = ("max_position_embeddings", "n_positions", "max_sequence_length")  # as the configurations name them
+
+
+def check_config(path: Path, context: int) -> None:
+    """Raise ValueError, naming the file, for a configuration that is no JSON object or has too few positions."""
+    try:
+        config = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{str(path)!r} is not JSON: {error}") from None
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+        raise ValueError(f"{str(path)!r} is no model configuration: it names no model_type")
+    for name in POSITIONS:
+        if isinstance(config.get(name), int) and config[name] < context:
+            raise ValueError(f"{str(path)!r} allows {config[name]} positions, fewer than the context of {context}")
+
+
+def identify_folder(folder: str, context: int) -> str:
     """The sha256 over a model folder's configuration, tokenizer and safetensors files; raises ValueError if it is no
     such folder."""
     path = Path(folder)
@@ -50,6 +67,9 @@ def identify_folder(folder: str) -> str:
                 pass
         except SafetensorError as error:
             raise ValueError(f"{shard.name} in {folder!r} is no sound safetensors file: {error}") from None
+    if not any((path / name).is_file() for name in TOKENIZERS):
+        raise ValueError(f"{folder!r} holds no tokenizer; one of {', '.join(TOKENIZERS)} is needed")
+    check_config(path / "config.json", context)
     digest = hashlib.sha256()
     for file in sorted(p for p in path.iterdir() if p.suffix in (".json", ".safetensors", ".txt", ".model")):
         digest.update(file.name.encode())
@@ -85,17 +105,25 @@ def load_pretrained(settings: Pretrained, store: Store) -> tuple[nn.Module, np.n
     except ImportError:
         raise ValueError("pretrained models need the extra `hub`: pip install 'kbit-lab[hub]'") from None
     local = {"local_files_only": True, "trust_remote_code": False}
+    model: Any
+    loading: dict[str, Any]
     try:
-        model = AutoModelForCausalLM.from_pretrained(settings.folder, use_safetensors=True, dtype="float32", **local)
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            settings.folder, use_safetensors=True, dtype="float32", output_loading_info=True, **local
+        )
         tokenizer = AutoTokenizer.from_pretrained(settings.folder, **local)
-    except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # what a foreign folder may make a library raise has no end
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(
             f"{settings.folder!r} does not load as a causal language model with its tokenizer: {reason}"
         ) from None
+    if lacking := sorted(map(str, [*loading["missing_keys"], *loading["mismatched_keys"]])):
+        raise ValueError(f"{settings.folder!r} lacks weights that its model needs: {', '.join(lacking[:3])}")
     text = load_corpus(store.get_or_compute(prepare, settings.corpus))["test"]
     needed = 16 * settings.held_out  # bytes; few tokens are longer
     tokens = np.asarray(tokenizer(text[:needed].tobytes().decode("utf-8", "replace"))["input_ids"])
+    if not len(tokens):
+        raise ValueError(f"the tokenizer in {settings.folder!r} finds no tokens in the text")
     return Logits(model).to(settings.device).eval(), windows(
         tokens, count_tokens=settings.held_out, context=settings.context
     )

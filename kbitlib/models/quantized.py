@@ -27,7 +27,12 @@ class QuantizedLinear(nn.Module):
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, format: str | Format) -> QuantizedLinear:
-        """Quantize a layer's weight by rounding to nearest; raises ValueError on NaN, infinity or an unknown format."""
+        """Quantize a layer's weight by rounding to nearest.
+
+        Raises ValueError on NaN, infinity, an unknown format, or a layer that is not linear.
+        """
+        if not isinstance(linear, nn.Linear):
+            raise ValueError(f"only nn.Linear can be quantized so, not {type(linear).__name__}")
         return cls(quantize(linear.weight.detach(), format), linear.bias)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -86,8 +91,11 @@ def quantized_copy(model: nn.Module, format: str | Format) -> tuple[nn.Module, S
     format = Format.parse(str(format))
     quantized = copy.deepcopy(model)
     weights = bits = 0
-    for _, module in block_linears(quantized):
-        packed = quantize(weight_of(module), format)
+    for name, module in block_linears(quantized):
+        try:
+            packed = quantize(weight_of(module), format)
+        except ValueError as error:
+            raise ValueError(f"layer {name}: {error}") from None
         weight_of(module).copy_(packed.dequantize())
         weights += weight_of(module).numel()
         bits += 8 * packed.nbytes

@@ -91,6 +91,8 @@ def quantize(tensor: Tensor, format: str | Format) -> QuantizedTensor:
     another type, for NaN or infinity (also beyond float32, in which all is computed), for an unknown format, or for a
     scale that its type cannot hold.
     """
+    if not isinstance(tensor, Tensor) or tensor.layout is not torch.strided or tensor.is_meta:
+        raise ValueError(f"only a dense torch tensor with values can be quantized, not {type(tensor).__name__}")
     format = format if isinstance(format, Format) else Format.parse(format)
     blocks = Blocks.of(tensor.shape, format.block)
     parts = blocks.split(_checked(tensor).reshape(blocks.rows, blocks.columns))

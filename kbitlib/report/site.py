@@ -77,10 +77,9 @@ def headline(answer: Mapping[str, Any] | None) -> str:
     """The answer in a few words."""
     if answer is None:
         return "There is no answer yet"
-    tied = sorted([answer["k"], *answer.get("ties", ())])
-    if len(tied) > 1:
-        return f"At equal memory, {_list(tied)} bits a weight are a tie"
-    return f"At equal memory, {bits(tied[0])} a weight {'is' if tied == [1] else 'are'} best"
+    k, ties = answer["k"], sorted(answer.get("ties", ()))
+    best = f"At equal memory, {bits(k)} a weight {'is' if k == 1 else 'are'} best"
+    return f"{best}, in a tie with {_list(ties)}" if ties else best
 
 
 def sentences(answer: Mapping[str, Any]) -> list[str]:
@@ -93,10 +92,13 @@ def sentences(answer: Mapping[str, Any]) -> list[str]:
         else ""
     )
     text = [
-        f"Between {count(low)} and {count(high)} bits for all weights, k = {k} has the lowest loss over "
+        f"Between {count(low)} and {count(high)} bits for the quantized weights, k = {k} has the lowest loss over "
         f"{percent(answer['share'])} of the range{within}."
     ]
+    tied = {k, *answer.get("ties", ())}
     for change in answer.get("handovers", ()):
+        if {change["from"], change["to"]} <= tied:  # where two are a tie, which is lower at some budget is chance
+            continue
         ends = change.get("interval")
         within = f" ({level} {count(ends[0])} to {count(ends[1])})" if ends else ""
         text.append(
@@ -171,4 +173,4 @@ def _tables(folder: Path) -> list[dict[str, Any]]:
 
 
 def _list(numbers: Sequence[int]) -> str:
-    return f"{', '.join(map(str, numbers[:-1]))} and {numbers[-1]}"
+    return " and ".join(filter(None, [", ".join(map(str, numbers[:-1])), str(numbers[-1])]))

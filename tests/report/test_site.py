@@ -23,8 +23,9 @@ def test_the_index_opens_with_the_answer(report):
     soup = report.soup("index")
     assert plain(soup.h1.text) == "At equal memory, 4 bits a weight are best."
     assert plain(soup.find(class_="lead").text) == (
-        "Between 60 thousand and 9.5 million bits for all weights, k = 4 has the lowest loss over 78 % of the range "
-        "(95 % interval 61 % to 93 %). The best choice changes from 5 to 4 bits a weight at 910 thousand bits in all "
+        "Between 60 thousand and 9.5 million bits for the quantized weights, k = 4 has the lowest loss over "
+        "78 % of the range (95 % interval 61 % to 93 %). "
+        "The best choice changes from 5 to 4 bits a weight at 910 thousand bits in all "
         "(95 % interval 600 thousand to 1.4 million)."
     )
     assert plain(soup.find(class_="meta").text).startswith("14 models · 812 records · 1 March 2026")
@@ -37,7 +38,7 @@ def test_chapters_show_their_state_and_times(report):
     cards = [plain(card.get_text(" ")) for card in report.soup("index").find_all(class_="card")]
     assert cards == [
         "0 Start here What a k-bit scaling law is, in ten minutes. done 8.1 s",
-        "1 What k bits can hold Codebooks, blocks and their error. stale 21 s 44 s of computing",
+        "1 What k bits can hold Codebooks, blocks and their error. stale 21 s 44 s of computing in all it reads",
         "2 A family at every k Train, quantize, measure. 3 of 96 jobs failed: w128-d6 & <two> more. failed 10 min 12 s",
         "4 The law Which k wins at the same memory. done 1 min 12 s",
     ]
@@ -84,8 +85,8 @@ def test_a_figure_that_is_not_there_is_left_out(tmp_path):
         (None, "There is no answer yet"),
         ({"k": 4}, "At equal memory, 4 bits a weight are best"),
         ({"k": 1}, "At equal memory, 1 bit a weight is best"),
-        ({"k": 4, "ties": [3]}, "At equal memory, 3 and 4 bits a weight are a tie"),
-        ({"k": 4, "ties": [3, 5]}, "At equal memory, 3, 4 and 5 bits a weight are a tie"),
+        ({"k": 4, "ties": [3]}, "At equal memory, 4 bits a weight are best, in a tie with 3"),
+        ({"k": 4, "ties": [3, 5]}, "At equal memory, 4 bits a weight are best, in a tie with 3 and 5"),
     ],
 )
 def test_headline(answer, words):
@@ -95,7 +96,8 @@ def test_headline(answer, words):
 def test_ties_and_notes_are_told():
     answer = {"k": 4, "ties": [5], "share": 0.5, "range": [1e5, 1e7], "notes": ["Counted with embeddings, it is 5."]}
     assert [plain(text) for text in sentences(answer)] == [
-        "Between 100 thousand and 10 million bits for all weights, k = 4 has the lowest loss over 50 % of the range.",
+        "Between 100 thousand and 10 million bits for the quantized weights, k = 4 has the lowest loss over 50 % of "
+        "the range.",
         "The differences between 4 and 5 bits are within the noise of training.",
         "Counted with embeddings, it is 5.",
     ]
