@@ -192,7 +192,7 @@ class Finetuning(Common):
         step = self.batch * self.context
         if self.finetune_tokens[0] < step or any(b <= a for a, b in pairwise(self.finetune_tokens)):
             raise ValueError(
-                f"finetune_tokens must increase from at least one optimiser step, {step}; they are {self.finetune_tokens}"
+                f"finetune_tokens must increase from at least one step, {step}; they are {self.finetune_tokens}"
             )
         if len(set(self.finetune_bits)) < len(self.finetune_bits):
             raise ValueError(f"each of finetune_bits may be named once; they are {self.finetune_bits}")
