@@ -16,19 +16,34 @@ ROW, TENSOR = 0, -1  # block sizes that mean a whole row, the whole tensor
 
 @dataclass(frozen=True)
 class Blocks:
-    """rows x columns weights in blocks of `size` columns, the last of a row possibly short."""
+    """rows x columns weights in blocks of `size` columns, the last of a row possibly short.
+
+    The last `fill` columns are no weights but zeros that make up whole vectors.
+    """
 
     rows: int
     columns: int
     size: int
+    fill: int = 0
 
     @classmethod
-    def of(cls, shape: Sequence[int], block: int) -> "Blocks":
-        """The blocks of a tensor of this shape; block: a number of weights, ROW or TENSOR."""
+    def of(cls, shape: Sequence[int], block: int, vector: int = 1) -> "Blocks":
+        """The blocks of a tensor of this shape; block: a number of weights, ROW or TENSOR; vector: weights a code."""
         weights = prod(shape)
         rows = 1 if len(shape) < 2 or block == TENSOR else shape[0]
         columns = weights if rows == 1 else prod(shape[1:])
-        return cls(rows, columns, min(block, columns) if block > 0 and columns else max(columns, 1))
+        fill = -columns % vector
+        columns += fill
+        return cls(rows, columns, min(block, columns) if block > 0 and columns else max(columns, 1), fill)
+
+    def codes(self, vector: int) -> "Blocks":
+        """The same blocks counted in codes of so many weights."""
+        return Blocks(self.rows, self.columns // vector, max(self.size // vector, 1)) if vector > 1 else self
+
+    def matrix(self, tensor: Tensor) -> Tensor:
+        """A tensor of the shape that these are blocks of, as (rows, columns)."""
+        matrix = tensor.reshape(self.rows, self.columns - self.fill)
+        return torch.nn.functional.pad(matrix, (0, self.fill)) if self.fill else matrix
 
     @property
     def per_row(self) -> int:

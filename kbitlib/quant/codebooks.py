@@ -1,23 +1,25 @@
 """The levels of every data type whose levels do not depend on the data, exact to the bit.
 
 A data type is named by a short word: `int4`, `int4n`, `int4s`, `nf4`, `e2m1`, `pot4`, `log4`, `quantile4`, `kmeans4`,
-`dynamic4`, `bnbfp4`, `q2.6`, `binary`, `ternary`. `Element` reads that word, `codebook` gives its levels.
+`dynamic4`, `bnbfp4`, `q2.6`, `binary`, `ternary`, `vq2c8`, `e8c12`. `Element` reads that word, `codebook` gives the
+levels of those that have levels (`vector` has what vectors need).
 """
 
 import re
 from dataclasses import dataclass
 from functools import cache, cached_property
+from statistics import NormalDist
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.special import ndtri
 from torch import Tensor
 
 ELEMENTS = (
     "int2..int8 (also int2n..int8n narrow, int2s..int8s signed maximum), nf2..nf8, eXmY with X at least 1 and 1+X+Y "
     "in 2..8, fp2..fp8, pot2..pot8, log2..log8, quantile2..quantile8, kmeans2..kmeans8, dynamic2..dynamic8, bnbfp4, "
-    "qM.N with M at least 1 and M+N in 2..8, binary (int1), ternary"
+    "qM.N with M at least 1 and M+N in 2..8, binary (int1), ternary, vqDcB with D 2, 4 or 8 and B in 2..12 (more would "
+    "take minutes a matrix), e8cB with B in 8..16"
 )
 # The usual split of k bits into sign, exponent and mantissa; e4m3, e2m1 are OCP's.
 FLOAT_OF_BITS = {2: "e1m0", 3: "e2m0", 4: "e2m1", 5: "e2m2", 6: "e3m2", 7: "e3m3", 8: "e4m3"}
@@ -28,13 +30,14 @@ class Element:
     """What a data type's name says.
 
     name: canonical spelling, such as "int4n". kind: the rule that makes its levels ("int", "intn", "ints", "nf",
-    "float", "pot", "log2", "quantile", "kmeans", "dynamic", "bnbfp4", "fixed", "binary", "ternary"). k: bits a code
-    (log2(3), rounded to 1.58, for ternary).
+    "float", "pot", "log", "quantile", "kmeans", "dynamic", "bnbfp4", "fixed", "binary", "ternary", "vq", "e8"). k: bits
+    of code a weight (log2(3), rounded to 1.58, for ternary). weights_per_code: 1 but for vectors.
     """
 
     name: str
     kind: str
     k: float
+    weights_per_code: int = 1
 
     @classmethod
     @cache
@@ -49,13 +52,16 @@ class Element:
         if text == "bnbfp4":
             return cls(text, text, 4)
         if found := re.fullmatch(r"(int|nf|pot|log|quantile|kmeans|dynamic)([2-8])", text):
-            return cls(text, "log2" if found[1] == "log" else found[1], int(found[2]))
+            return cls(text, found[1], int(found[2]))
         if found := re.fullmatch(r"int([2-8])([ns])", text):
             return cls(text, "int" + found[2], int(found[1]))
         if (found := re.fullmatch(r"e([1-7])m([0-6])", text)) and (k := 1 + int(found[1]) + int(found[2])) <= 8:
             return cls(text, "float", k)
         if (found := re.fullmatch(r"q([1-8])\.([0-7])", text)) and 2 <= (k := int(found[1]) + int(found[2])) <= 8:
             return cls(text, "fixed", k)
+        if found := re.fullmatch(r"vq([248])c([2-9]|1[0-2])|e(8)c([89]|1[0-6])", text):
+            length, bits = (int(part) for part in found.groups() if part)
+            return cls(text, text[:2], bits / length, length)
         raise ValueError(f'unknown element "{text}": allowed are {ELEMENTS}')
 
     @property
@@ -66,12 +72,12 @@ class Element:
     @property
     def learned(self) -> bool:
         """Whether the levels are learned from each tensor."""
-        return self.kind in ("quantile", "kmeans")
+        return self.kind in ("quantile", "kmeans", "vq")
 
     @property
     def has_zero(self) -> bool:
         """Whether zero is always one of the levels."""
-        return self.kind not in ("binary", "kmeans", "log2")
+        return self.kind not in ("binary", "kmeans", "log", "vq")
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,11 +123,11 @@ def sorted_codebook(levels: Tensor) -> Codebook:
 def codebook(name: str, *, unit: bool = False) -> Codebook:
     """The codebook of a data type by name, its levels as the type defines them; unit: divided by the largest.
 
-    ValueError for a data type whose levels depend on the tensor or its blocks (quantile, kmeans, log).
+    ValueError for a data type whose levels depend on the tensor or its blocks (quantile, kmeans, log), and for vectors.
     """
     element = Element.parse(name)
-    if element.learned or element.kind == "log2":
-        raise ValueError(f"the levels of {name} depend on the tensor, so it has no codebook of its own")
+    if element.learned or element.kind in ("log", "e8"):
+        raise ValueError(f"{name} has no levels of its own: they depend on the tensor, or are vectors")
     book = _codebook(element)
     if not unit:
         return book
@@ -155,7 +161,8 @@ def _integers(low: int, high: int) -> Codebook:
 def _normal_float(k: int) -> list[float]:
     """Normal float (Dettmers et al. 2023, QLoRA, section 3): quantiles of a Gaussian with an exact zero."""
     below, above = normal_float_probabilities(k)
-    levels = torch.tensor([*(-ndtri(below)), 0.0, *ndtri(above)], dtype=torch.float32)
+    quantile = NormalDist().inv_cdf
+    levels = torch.tensor([*(-quantile(p) for p in below), 0.0, *map(quantile, above)], dtype=torch.float32)
     return (levels / levels.max()).tolist()
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from kbitlib.quant.blocks import ROW, TENSOR, Blocks
 from kbitlib.quant.codebooks import Element, codebook
 from kbitlib.quant.packing import packed_bytes
+from kbitlib.quant.vector import E8_SCALES
 
 PRESETS = {
     "mxfp4": "e2m1-b32-e8m0",
@@ -24,6 +25,16 @@ PRESETS = {
     "mxfp8": "e4m3-b32-e8m0",
     "nvfp4": "e2m1-b16-e4m3",
 }
+# llama.cpp's types: bytes and weights of a block (the structs of ggml-common.h), and the format here whose blocks hold
+# the same: levels, scale, zero point and bits.
+GGUF: dict[str, tuple[int, int, str | None]] = {
+    "Q4_0": (18, 32, "int4s-b32"), "Q4_1": (20, 32, "int4-b32-zpf"), "Q5_0": (22, 32, "int5s-b32"),
+    "Q5_1": (24, 32, "int5-b32-zpf"), "Q8_0": (34, 32, "int8n-b32"), "MXFP4": (17, 32, "e2m1-b32-e8m0"),
+    "Q2_K": (84, 256, None), "Q3_K": (110, 256, None), "Q4_K": (144, 256, None), "Q5_K": (176, 256, None),
+    "Q6_K": (210, 256, None), "IQ1_S": (50, 256, None), "IQ1_M": (56, 256, None), "IQ2_XXS": (66, 256, None),
+    "IQ2_XS": (74, 256, None), "IQ2_S": (82, 256, None), "IQ3_XXS": (98, 256, None), "IQ3_S": (110, 256, None),
+    "IQ4_NL": (18, 32, None), "IQ4_XS": (136, 256, None), "TQ1_0": (54, 256, None), "TQ2_0": (66, 256, None),
+}  # fmt: skip
 ZEROS = ("zp", "zpf")
 SCALE_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "e8m0": 1, "e4m3": 1, "dq": 1}
 OUTER_BLOCK = 256  # scales that share a second scale under double quantization
@@ -95,6 +106,8 @@ class Format:
             return "a block is a positive number of weights, 0 for a row or -1 for the tensor"
         if self.zero not in ("none", *ZEROS) or self.scale not in SCALE_BYTES:
             return _PARTS
+        if self.block > 0 and self.block % self.weights_per_code:
+            return f"a block of {self.name} holds whole vectors: a multiple of {self.weights_per_code} weights"
         if self.zero != "none" and kind != "int":
             return "only int2..int8 take a zero point"
         if self.scale in ("dq", "e8m0") and not self._element.has_zero:
@@ -103,18 +116,20 @@ class Format:
             )
         if self.scale == "e8m0" and kind == "ints":
             return f"e8m0 stores no sign, which the scale of {self.name} needs; use fp32, fp16, bf16, e4m3 or dq"
+        if self.scale == "e8m0" and kind == "e8":
+            return f"a power of two is too coarse for the scale of {self.name}; use fp32, fp16, bf16, e4m3 or dq"
         return self._range_objection(kind)
 
     def _range_objection(self, kind: str) -> str:
         if self.range == "absmax":
             return ""
         if self.range == "mse":
-            allowed = kind not in ("binary", "quantile", "kmeans", "log2")
+            allowed = kind not in ("binary", "quantile", "kmeans", "log", "vq")
             return "" if allowed else f"{self.name} takes no range: its levels are found from the weights themselves"
         percent = re.fullmatch(r"p[0-9]+(\.[0-9]+)?", self.range)
         if not percent or self.range != _canonical_range(self.range) or not 0 < float(self.range[1:]) < 100:
             return "a range is mse or a percentile above 0 and below 100, such as p99.9"
-        allowed = kind not in ("binary", "ternary", "quantile", "kmeans", "log2")
+        allowed = kind not in ("binary", "ternary", "quantile", "kmeans", "log", "vq", "e8")
         return "" if allowed else f"{self.name} takes no percentile range: its scale is not the largest weight"
 
     def __str__(self) -> str:
@@ -134,7 +149,7 @@ class Format:
 
     @property
     def element(self) -> str:
-        """The data type's family, as records have it: int, float, nf, pot, log2, quantile, kmeans, dynamic, ..."""
+        """The data type's family, as records have it: int, float, nf, pot, log, quantile, kmeans, dynamic, ..."""
         return self._element.family
 
     @property
@@ -144,8 +159,18 @@ class Format:
 
     @property
     def k(self) -> float:
-        """Bits a code; 1.58 for ternary."""
+        """Bits a weight of the codes: for vectors a fraction of the code's; 1.58 for ternary."""
         return self._element.k
+
+    @property
+    def weights_per_code(self) -> int:
+        """1 for scalars, D for vqDcB, 8 for e8cB."""
+        return self._element.weights_per_code
+
+    @property
+    def code_bits(self) -> float:
+        """Bits a code: a whole number, or 1.58 for ternary."""
+        return self.k * self.weights_per_code
 
     @property
     def learned(self) -> bool:
@@ -186,12 +211,16 @@ class Format:
             return -codes / 2
         if self.kind == "float" and not self.unit_levels:
             return float(codebook(self.name).levels[-1])
-        return 1.0
+        return 1 / E8_SCALES[int(self.code_bits)] if self.kind == "e8" else 1.0
+
+    def blocks(self, shape: Sequence[int]) -> Blocks:
+        """The blocks of a tensor of this shape, with the zeros that fill up the last vector of a row."""
+        return Blocks.of(shape, self.block, self.weights_per_code)
 
     def levels(self) -> Tensor:
         """The distinct levels, ascending, float32 (at most 2^k,), as the data type defines them, before any scale.
 
-        With a zero point they are the codes, 0..2^k-1. ValueError where the levels depend on the tensor.
+        With a zero point they are the codes, 0..2^k-1. ValueError where they depend on the tensor or are vectors.
         """
         if self.zero != "none":
             return torch.arange(2 ** int(self.k), dtype=torch.float32)
@@ -200,8 +229,9 @@ class Format:
 
     def stored_bytes(self, shape: Sequence[int]) -> dict[str, int]:
         """What a tensor of this shape takes, in bytes, by array: codes, scales, outer_scales, zeros, codebook."""
-        weights, blocks = prod(shape), Blocks.of(shape, self.block).count
-        stored = {"codes": packed_bytes(weights, self.k)}
+        parted = self.blocks(shape)
+        blocks = parted.count
+        stored = {"codes": packed_bytes(parted.rows * parted.columns // self.weights_per_code, self.code_bits)}
         if self.scale != "none":
             stored["scales"] = blocks * SCALE_BYTES[self.scale]
         if self.scale == "dq":
@@ -210,10 +240,10 @@ class Format:
             stored["outer_scales"] = 4
         if self.zero == "zp":
             stored["zeros"] = packed_bytes(blocks, self.k)
-        if self.zero == "zpf" or self.kind == "log2":
+        if self.zero == "zpf" or self.kind == "log":
             stored["zeros"] = 2 * blocks
         if self.learned:
-            stored["codebook"] = 2 * 2 ** int(self.k)
+            stored["codebook"] = 2 * self.weights_per_code * 2 ** int(self.code_bits)
         return stored
 
     def bits_per_weight(self, shape: Sequence[int]) -> float:
@@ -223,14 +253,16 @@ class Format:
 
 
 def every_format() -> list[Format]:
-    """Each element at its defaults, integers with each kind of zero point too, and the presets."""
+    """Each element at its defaults, integers with each kind of zero point too, the presets, llama.cpp's layouts."""
     widths = range(2, 9)
     names = [f"{kind}{k}" for kind in ("int", "nf", "pot", "log", "quantile", "kmeans", "dynamic") for k in widths]
     names += [f"int{k}{convention}" for convention in "ns" for k in widths]
     names += [f"int{k}-b64-{zero}" for zero in ZEROS for k in widths]
     names += [f"e{x}m{k - 1 - x}" for k in widths for x in range(1, k)] + ["bnbfp4", "binary", "ternary"]
     names += [f"q{m}.{k - m}" for k in widths for m in range(1, k + 1)]
-    return [Format.parse(name) for name in [*names, *PRESETS]]
+    names += [f"vq{d}c{bits}" for d in (2, 4, 8) for bits in range(2, 13)] + [f"e8c{bits}" for bits in E8_SCALES]
+    names += [*PRESETS, *(ours for _, _, ours in GGUF.values() if ours)]
+    return list(dict.fromkeys(Format.parse(name) for name in names))
 
 
 def _canonical_range(text: str | None) -> str:

@@ -1,4 +1,4 @@
-"""Codes to bytes and back, dense: k bits a code for k = 1..8, five base-3 digits a byte for ternary.
+"""Codes to bytes and back, dense: k bits a code for k = 1..16, five base-3 digits a byte for ternary.
 
 The first code stands in the highest bits of the first byte, whatever k is (at k = 4: the first of a pair in the high
 nibble); codes run on over byte limits, and the last byte is filled up with zeros.
@@ -18,7 +18,7 @@ def packed_bytes(count: int, k: float) -> int:
 
 
 def pack(codes: Tensor, k: float) -> Tensor:
-    """(n,) uint8 codes below 2^k (below 3 for ternary) -> (packed_bytes(n, k),) uint8."""
+    """(n,) codes below 2^k (below 3 for ternary), uint8 or from k = 9 int32 -> (packed_bytes(n, k),) uint8."""
     if k == 8:
         return codes
     if 1 < k < 2:
@@ -28,36 +28,31 @@ def pack(codes: Tensor, k: float) -> Tensor:
     columns = _rows_of(codes, period)
     packed = torch.zeros(columns.shape[0], period * k // 8, dtype=torch.uint8, device=codes.device)
     for i in range(period):
-        byte, shift = _position(i, k)
-        packed[:, byte] |= columns[:, i] << shift if shift >= 0 else columns[:, i] >> -shift
-        if shift < 0:
-            packed[:, byte + 1] |= columns[:, i] << (8 + shift)
+        for byte, shift in _places(i, k):
+            part = columns[:, i] << shift if shift >= 0 else columns[:, i] >> -shift
+            packed[:, byte] |= part.to(torch.uint8)  # what lies above the byte falls away
     return packed.flatten()[: packed_bytes(len(codes), k)]
 
 
 def unpack(packed: Tensor, k: float, count: int) -> Tensor:
-    """The first `count` codes, (count,) uint8, of what `pack` made."""
+    """The first `count` codes, (count,) uint8 or from k = 9 int32, of what `pack` made."""
     if k == 8:
         return packed[:count]
     if 1 < k < 2:
         return _unpack_trits(packed, count)
     k = int(k)
     period = 8 // gcd(8, k)
-    columns = _rows_of(packed, period * k // 8)
-    codes = torch.empty(columns.shape[0], period, dtype=torch.uint8, device=packed.device)
+    columns = _rows_of(packed, period * k // 8).to(torch.uint8 if k < 8 else torch.int32)
+    codes = torch.zeros(columns.shape[0], period, dtype=columns.dtype, device=packed.device)
     for i in range(period):
-        byte, shift = _position(i, k)
-        code = columns[:, byte] >> shift if shift >= 0 else columns[:, byte] << -shift
-        if shift < 0:
-            code = code | columns[:, byte + 1] >> (8 + shift)
-        codes[:, i] = code & (2**k - 1)
-    return codes.flatten()[:count]
+        for byte, shift in _places(i, k):
+            codes[:, i] |= columns[:, byte] >> shift if shift >= 0 else columns[:, byte] << -shift
+    return (codes & (2**k - 1)).flatten()[:count]
 
 
-def _position(i: int, k: int) -> tuple[int, int]:
-    """The byte in which code i of a period starts, and how far left it is shifted there (negative: it runs over)."""
-    byte, bit = divmod(i * k, 8)
-    return byte, 8 - k - bit
+def _places(i: int, k: int) -> list[tuple[int, int]]:
+    """The bytes that hold code i of a period, and how far left it is shifted in each (negative: its upper bits)."""
+    return [(byte, 8 * (byte + 1) - (i + 1) * k) for byte in range(i * k // 8, ((i + 1) * k - 1) // 8 + 1)]
 
 
 def _rows_of(values: Tensor, width: int) -> Tensor:

@@ -24,16 +24,23 @@ def full_range(x: Tensor, format: Format) -> Range:
 
     Without a zero point (0, largest magnitude); int4s (0, the value of largest magnitude with its sign); binary and
     ternary (0, mean magnitude) (Rastegari et al. 2016, XNOR-Net; Ma et al. 2024, BitNet b1.58), unless the range of
-    least error is sought, for which ternary starts from the largest magnitude as others do. With a zero point
-    (smallest, largest value), for "zp" widened to hold zero.
+    least error is sought, for which ternary starts from the largest magnitude as others do; the E8 lattice (0, root
+    mean square), twice that as the start of a search. With a zero point (smallest, largest value), for "zp" widened to
+    hold zero.
     """
+    if format.kind == "e8":
+        top = x.abs().amax(2, keepdim=True)
+        mean_square = (x / torch.where(top > 0, top, 1)).square().mean(2, keepdim=True)
+        high = mean_square.sqrt() * top * (2 if format.range == "mse" else 1)
+        return torch.zeros_like(high), high
     if format.zero == "zp":
         low, high = _ends(x, format)
         return low.clamp(max=0), high.clamp(min=0)
     if format.zero == "zpf":
         return _ends(x, format)
     if format.kind in ("binary", "ternary") and format.range != "mse":
-        high = x.abs().mean(2, keepdim=True)
+        # in float64: then no order of adding changes the float32 it is rounded to
+        high = x.abs().mean(2, keepdim=True, dtype=torch.float64).float()
     else:
         low, high = _ends(x, format)
         high = torch.where(high >= -low, high, low if format.kind == "ints" else -low)
@@ -60,7 +67,9 @@ def _percentile(x: Tensor, percent: float) -> Tensor:
     return torch.lerp(top[..., -1:], top[..., -2:][..., :1], place - rank)
 
 
-def least_error_range(x: Tensor, full: Range, make_grid: Callable[[Range], Grid]) -> Range:
+def least_error_range(
+    x: Tensor, full: Range, make_grid: Callable[[Range], Grid], octaves: tuple[float, ...] = OCTAVES
+) -> Range:
     """Each block's full range, shrunk by the fraction of least squared error on the grid that `make_grid` makes of it.
 
     The full range is among those tried, so the error is never above its own.
@@ -74,7 +83,7 @@ def least_error_range(x: Tensor, full: Range, make_grid: Callable[[Range], Grid]
         best = torch.where(tried_error < error, tried, best)
         error = torch.minimum(tried_error, error)
 
-    for octave in OCTAVES:
+    for octave in octaves:
         consider(torch.full_like(best, octave))
     for step in FINER:
         centre = best

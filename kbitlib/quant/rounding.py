@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kbitlib.quant.codebooks import Codebook
 from kbitlib.quant.format import Format
+from kbitlib.quant.vector import nearest_of_e8, nearest_point
 
 FEW = 32  # up to so many thresholds, comparing with each is faster than searching among them
 
@@ -19,13 +20,15 @@ class Grid:
     """The levels of each block.
 
     scale: float32, as stored. zero: float32, the integer zero point ("zp"), the minimum ("zpf"), log2 of the scale over
-    the smallest magnitude (log formats), else 0. book: the codebook; None where scale and zero say all.
+    the smallest magnitude (log formats), else 0. book: the codebook; None where scale and zero say all. points: that
+    of vectors, (2^bits, weights a code); None for scalars.
     """
 
     format: Format
     scale: Tensor
     zero: Tensor
     book: Codebook | None = None
+    points: Tensor | None = None
 
     @property
     def inverse(self) -> Tensor:
@@ -34,8 +37,16 @@ class Grid:
 
 
 def encode(x: Tensor, grid: Grid) -> Tensor:
-    """The code of the level nearest to each value (log formats: nearest in the logarithm), uint8."""
+    """The code of the level nearest to each value (log formats: nearest in the logarithm), uint8.
+
+    For vectors of D weights (rows, blocks, width / D), int32 where a code has more than eight bits.
+    """
     k, zero = int(grid.format.k), grid.format.zero
+    if grid.points is not None:
+        vectors = (x * grid.inverse).reshape(-1, grid.points.shape[1])
+        search = nearest_of_e8 if grid.format.kind == "e8" else nearest_point
+        codes = search(vectors, grid.points).to(torch.uint8 if len(grid.points) <= 256 else torch.int32)
+        return codes.view(*x.shape[:2], x.shape[2] // vectors.shape[1])
     if zero == "zp":
         return (x * grid.inverse).round_().add_(grid.zero).clamp_(0, 2**k - 1).to(torch.uint8)
     if zero == "zpf":
@@ -46,7 +57,10 @@ def encode(x: Tensor, grid: Grid) -> Tensor:
 
 
 def decode(codes: Tensor, grid: Grid) -> Tensor:
-    """The level that each code stands for, float32."""
+    """The level that each code stands for, float32; for vectors of D weights (rows, blocks, D codes)."""
+    if grid.points is not None:
+        vectors = grid.points.index_select(0, codes.flatten().int()).view(*codes.shape, grid.points.shape[1])
+        return vectors.flatten(2) * grid.scale
     if grid.format.zero == "zp":
         return (codes - grid.zero) * grid.scale
     if grid.format.zero == "zpf":

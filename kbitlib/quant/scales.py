@@ -49,7 +49,8 @@ class ScaleRule:
             return torch.ldexp(torch.ones_like(span), torch.where(span == 0, -127, exponent))
         scale = span / self.extent
         if self.kind == "e4m3":
-            return (scale / self.outer).to(torch.float8_e4m3fn).float() * self.outer
+            inner = (scale / self.outer).clamp(-E4M3_MAX, E4M3_MAX)  # GPTQ enlarges spans; not every torch saturates
+            return inner.to(torch.float8_e4m3fn).float() * self.outer
         return scale.to(FLOATS[self.kind]).float()
 
     def check(self, scale: Tensor, span: Tensor) -> None:

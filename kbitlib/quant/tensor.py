@@ -1,15 +1,16 @@
 """A tensor in k bits a weight: quantize and dequantize."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from math import prod
 
 import torch
 from torch import Tensor
 
+from kbitlib.quant import native
 from kbitlib.quant.blocks import Blocks
-from kbitlib.quant.codebooks import sorted_codebook
+from kbitlib.quant.codebooks import Codebook, sorted_codebook
 from kbitlib.quant.format import Format
-from kbitlib.quant.grids import find_grids, fixed_book, fixed_point_grid
+from kbitlib.quant.grids import find_grids, fixed_book, fixed_point_grid, fixed_points
 from kbitlib.quant.packing import pack, unpack
 from kbitlib.quant.rounding import Grid, decode, encode
 from kbitlib.quant.scales import ScaleRule, load
@@ -24,7 +25,9 @@ class QuantizedTensor:
     shape, dtype: the original's. codes: packed uint8, row by row (see `packing`). scales: (rows, blocks a row) in the
     format's type; None for fixed point. outer_scales: the second level, float32, of "dq" and "e4m3" (see
     `ScaleRule.store`). zeros: packed k-bit zero points ("zp"); 16-bit, (rows, blocks a row), minima ("zpf") or, for log
-    formats, log2 of a block's scale over its smallest magnitude. codebook: (2^k,) float16 levels, quantile and kmeans.
+    formats, log2 of a block's scale over its smallest magnitude. codebook: float16, (2^k,) levels of quantile and
+    kmeans, (2^B, D) points of vqDcB.
+    outlier_columns, outliers: int32 (n,) input columns that are kept in float16, (out, n), over what their codes say.
     ValueError where an array's size is not what format and shape imply.
     """
 
@@ -36,9 +39,14 @@ class QuantizedTensor:
     outer_scales: Tensor | None = None
     zeros: Tensor | None = None
     codebook: Tensor | None = None
+    outlier_columns: Tensor | None = None
+    outliers: Tensor | None = None
 
     def __post_init__(self) -> None:
         expected = self.format.stored_bytes(self.shape)
+        if self.outlier_columns is not None:
+            kept = len(self.outlier_columns)
+            expected |= {"outlier_columns": 4 * kept, "outliers": 2 * kept * self.shape[0]}
         found = {name: array.nbytes for name, array in self.arrays.items()}
         if found != expected:
             raise ValueError(f"{self.format} of shape {tuple(self.shape)} has arrays of bytes {expected}, not {found}")
@@ -46,8 +54,8 @@ class QuantizedTensor:
     @property
     def arrays(self) -> dict[str, Tensor]:
         """The stored arrays by name, those that this format has."""
-        named = {name: getattr(self, name) for name in ("codes", "scales", "outer_scales", "zeros", "codebook")}
-        return {name: array for name, array in named.items() if array is not None}
+        stored = {field.name: getattr(self, field.name) for field in fields(self)[3:]}
+        return {name: array for name, array in stored.items() if array is not None}
 
     @property
     def nbytes(self) -> int:
@@ -62,25 +70,35 @@ class QuantizedTensor:
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         """The tensor in its own shape, in `dtype` or else the original's; computed in float32."""
-        blocks = Blocks.of(self.shape, self.format.block)
-        codes = unpack(self.codes, self.format.k, prod(self.shape)).view(blocks.rows, blocks.columns)
-        parts = [decode(part, grid) for part, grid in zip(blocks.split(codes), self.grids(), strict=True)]
-        return blocks.join(parts).view(self.shape).to(dtype or self.dtype)
+        blocks, grids, dtype = self.format.blocks(self.shape), self.grids(), dtype or self.dtype
+        matrix = native.dequantize(self.codes, blocks, grids, dtype)
+        if matrix is None:
+            coded = blocks.codes(self.format.weights_per_code)
+            codes = unpack(self.codes, self.format.code_bits, coded.rows * coded.columns)
+            pairs = zip(coded.split(codes.view(coded.rows, coded.columns)), grids, strict=True)
+            matrix = blocks.join([decode(part, grid) for part, grid in pairs]).to(dtype)
+            matrix = matrix[:, : blocks.columns - blocks.fill].contiguous()
+        values = matrix.view(self.shape)
+        if self.outlier_columns is not None and self.outliers is not None:
+            values.flatten(1)[:, self.outlier_columns] = self.outliers.to(dtype)
+        return values
 
     def grids(self) -> list[Grid]:
         """The grid of the whole blocks and that of the short last ones, as `Blocks.split` parts them."""
         format, device = self.format, self.codes.device
         if self.scales is None:
             return [fixed_point_grid(format, device)]
-        blocks = Blocks.of(self.shape, format.block)
-        book = fixed_book(format, device) if self.codebook is None else sorted_codebook(self.codebook.float())
+        blocks, book, points = format.blocks(self.shape), fixed_book(format, device), fixed_points(format, device)
+        if self.codebook is not None and format.weights_per_code > 1:
+            points = self.codebook.float()
+        elif self.codebook is not None:
+            book = sorted_codebook(self.codebook.float())
         scales = load(self.scales, self.outer_scales, format.scale)
-        zeros = torch.zeros_like(scales)
+        zeros = scales.new_zeros(()).expand_as(scales)
         if self.zeros is not None:
             stored = unpack(self.zeros, format.k, blocks.count) if format.zero == "zp" else self.zeros
             zeros = stored.view_as(scales).float()
-        pairs = zip(blocks.split_blocks(scales), blocks.split_blocks(zeros), strict=True)
-        return [Grid(format, scale, zero, book) for scale, zero in pairs]
+        return [replace(grid, points=points) for grid in pair_up(format, blocks, scales, zeros, book)]
 
 
 def quantize(tensor: Tensor, format: str | Format) -> QuantizedTensor:
@@ -94,32 +112,53 @@ def quantize(tensor: Tensor, format: str | Format) -> QuantizedTensor:
     if not isinstance(tensor, Tensor) or tensor.layout is not torch.strided or tensor.is_meta:
         raise ValueError(f"only a dense torch tensor with values can be quantized, not {type(tensor).__name__}")
     format = format if isinstance(format, Format) else Format.parse(format)
-    blocks = Blocks.of(tensor.shape, format.block)
-    parts = blocks.split(_checked(tensor).reshape(blocks.rows, blocks.columns))
+    blocks, book = format.blocks(tensor.shape), fixed_book(format, tensor.device)
+    matrix = blocks.matrix(tensor.detach())
+    if found := native.quantize(matrix, format, book):
+        packed, scale, zero = found
+        grids = pair_up(format, blocks, scale, scale.new_zeros(()).expand_as(scale) if zero is None else zero, book)
+        return assemble(tensor, packed, grids, ScaleRule(format.scale, format.extent, scale.new_ones(())))
+    values = _checked(matrix)
     if format.kind == "fixed":
-        grid = fixed_point_grid(format, tensor.device)
-        return QuantizedTensor(format, tensor.shape, tensor.dtype, _packed([encode(p, grid) for p in parts], format))
-    grids, rule = find_grids(parts, format)
-    codes = [encode(part, grid) for part, grid in zip(parts, grids, strict=True)]
-    return assemble(tensor, codes, grids, rule)
+        grids = [fixed_point_grid(format, tensor.device)]
+        return QuantizedTensor(format, tensor.shape, tensor.dtype, _encoded(values, blocks, grids))
+    grids, rule = find_grids(blocks.split(values), format)
+    return assemble(tensor, _encoded(values, blocks, grids), grids, rule)
 
 
-def assemble(tensor: Tensor, codes: list[Tensor], grids: list[Grid], rule: ScaleRule) -> QuantizedTensor:
-    """The QuantizedTensor of a tensor's shape and dtype from codes, however chosen, on grids made by `find_grids`."""
+def pair_up(format: Format, blocks: Blocks, scales: Tensor, zeros: Tensor, book: Codebook | None) -> list[Grid]:
+    """The grids of scales and zeros (rows, blocks a row), as `Blocks.split` parts the blocks."""
+    pairs = zip(blocks.split_blocks(scales), blocks.split_blocks(zeros), strict=True)
+    return [Grid(format, scale, zero, book) for scale, zero in pairs]
+
+
+def _encoded(values: Tensor, blocks: Blocks, grids: list[Grid]) -> Tensor:
+    """The packed codes of a matrix on its grids."""
+    packed = native.encode(values, blocks, grids)
+    if packed is not None:
+        return packed
+    parts = zip(blocks.split(values), grids, strict=True)
+    return _packed([encode(part, grid) for part, grid in parts], grids[0].format)
+
+
+def assemble(tensor: Tensor, codes: Tensor | list[Tensor], grids: list[Grid], rule: ScaleRule) -> QuantizedTensor:
+    """The QuantizedTensor of a tensor's shape and dtype from codes, packed or however chosen for each part, on grids
+    made by `find_grids`."""
     format, book = grids[0].format, grids[0].book
     scales, outer = rule.store(Blocks.join([grid.scale for grid in grids]))
     zeros = None
     if format.zero == "zp":
         zeros = _packed([grid.zero.to(torch.uint8) for grid in grids], format)
-    elif format.zero == "zpf" or format.kind == "log2":
+    elif format.zero == "zpf" or format.kind == "log":
         zeros = Blocks.join([grid.zero for grid in grids]).to(format.zero_dtype)
-    levels = book.levels.half() if book is not None and format.learned else None
-    packed = _packed(codes, format)
+    learned = grids[0].points if book is None else book.levels
+    levels = learned.half() if format.learned and learned is not None else None
+    packed = _packed(codes, format) if isinstance(codes, list) else codes
     return QuantizedTensor(format, tensor.shape, tensor.dtype, packed, scales, outer, zeros, levels)
 
 
 def _packed(codes: list[Tensor], format: Format) -> Tensor:
-    return pack(Blocks.join(codes).flatten(), format.k)
+    return pack(Blocks.join(codes).flatten(), format.code_bits)
 
 
 def _checked(tensor: Tensor) -> Tensor:

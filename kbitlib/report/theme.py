@@ -41,7 +41,7 @@ ELEMENT_STYLES: dict[str, tuple[str, str]] = {
     "nf": ("#da7922", "s"),
     "float": ("#9b4965", "^"),
     "pot": ("#6b6619", "v"),
-    "log2": ("#c671c6", "D"),
+    "log": ("#c671c6", "D"),
     "quantile": ("#1e99f4", "P"),
     "kmeans": ("#905dca", "X"),
     "dynamic": ("#5d8d8d", "p"),
@@ -49,6 +49,8 @@ ELEMENT_STYLES: dict[str, tuple[str, str]] = {
     "fixed": ("#a17154", ">"),
     "binary": ("#808488", "d"),
     "ternary": ("#808488", "h"),
+    "vq": ("#5d8d8d", "*"),
+    "e8": ("#6b6619", "*"),
 }
 
 SERIES = ("#2e6e96", "#da7922", "#905dca", "#9b4965", "#1e99f4", "#6b6619", "#c671c6", "#5d8d8d")

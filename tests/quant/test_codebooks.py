@@ -134,7 +134,9 @@ def test_levels_that_depend_on_the_tensor_are_refused() -> None:
             Format.parse(name).levels()
 
 
-@pytest.mark.parametrize("name", ["nf9", "int1n", "e8m0", "e0m3", "q0.4", "q5.4", "vq2c8", "e8c12", "NF4", "", "nf４"])
+@pytest.mark.parametrize(
+    "name", ["nf9", "int1n", "e8m0", "e0m3", "q0.4", "q5.4", "vq3c8", "vq2c13", "e8c7", "e8c17", "NF4", "", "nf４"]
+)
 def test_unknown_elements_are_refused_with_what_is_allowed(name: str) -> None:
     with pytest.raises(ValueError, match=rf'unknown element "{name}": allowed are int2\.\.int8 '):
         Element.parse(name)
