@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,9 @@ class Pretrained(BaseModel):
         return Path(self.folder).name
 
 
+CALIBRATION = 2**13  # tokens that methods look at: more changed losses of this family by less than their noise
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+CONTEXT = 1024  # tokens, the longest window that a text is cut into
 POSITIONS = ("max_position_embeddings", "n_positions", "max_sequence_length")  # as the configurations name them
 
 
@@ -94,36 +97,98 @@ class Logits(nn.Module):
         return logits
 
 
-def load_pretrained(settings: Pretrained, store: Store) -> tuple[nn.Module, np.ndarray]:
-    """The model in float32 and its held-out windows (n, context + 1) of token numbers.
+def import_transformers() -> Any:
+    """The library, which is an extra; ValueError if it is not there."""
+    try:
+        import transformers
+    except ImportError:
+        raise ValueError("pretrained models need the extra `hub`: pip install 'kbit-lab[hub]'") from None
+    transformers.logging.set_verbosity_error()  # what is missing is an error below
+    transformers.logging.disable_progress_bar()
+    return transformers
+
+
+def architecture(folder: str | Path) -> tuple[Any, Any]:
+    """The ``transformers`` class that a folder's configuration names, and the configuration; ValueError if none."""
+    if not (path := Path(folder) / "config.json").is_file():
+        raise ValueError(f"{str(folder)!r} is not a Hugging Face model folder: it has no config.json")
+    check_config(path, context=0)
+    transformers = import_transformers()
+    config = read_part(transformers.AutoConfig, folder)
+    found = getattr(transformers, str(next(iter(config.architectures or []), "")), None)
+    if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
+        raise ValueError(f"{str(path)!r} names no architecture that transformers has: {config.architectures}")
+    return found, config
+
+
+def read_weights(model_class: Any, folder: str | Path, **given: Any) -> nn.Module:
+    """A folder's model in float32, or one of the configuration and tensors given; ValueError if a weight is missing."""
+    how = {"use_safetensors": True, "dtype": "float32", "output_loading_info": True, **given}
+    model, loading = read_part(model_class, folder, **how)
+    if lacking := sorted(map(str, [*loading["missing_keys"], *loading["mismatched_keys"]])):
+        raise ValueError(f"{str(folder)!r} lacks weights that its model needs: {', '.join(lacking[:3])}")
+    return model
+
+
+def read_part(kind: Any, folder: str | Path, **given: Any) -> Any:
+    """What a class of ``transformers`` makes of a folder, with no network and no code from it; ValueError if it
+    cannot."""
+    place = None if "state_dict" in given else folder
+    try:
+        return kind.from_pretrained(place, local_files_only=True, trust_remote_code=False, **given)
+    except Exception as error:  # what a foreign folder may make a library raise has no end
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{str(folder)!r} does not load as a {kind.__name__}: {reason}") from None
+
+
+def own_names(names: Iterable[str], model: Any) -> dict[str, str]:
+    """What a ``transformers`` model calls the tensors of a checkpoint, whose names may be older or lack a prefix."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightRenaming, rename_source_key
+
+    renamings = [one for one in get_model_conversion_mapping(model) if isinstance(one, WeightRenaming)]
+    own, prefix = model.state_dict(), model.base_model_prefix
+    return {name: rename_source_key(name, renamings, [], prefix, own)[0] for name in names}
+
+
+def read_tokenizer(folder: str | Path) -> Any:
+    """A folder's tokenizer; ValueError if it has none that can be read."""
+    return read_part(import_transformers().AutoTokenizer, folder)
+
+
+def read_windows(folder: str | Path, config: Any, text: str | Path, spare: int = 0) -> tuple[Any, np.ndarray]:
+    """A folder's tokenizer, and a whole text file in windows of tokens (n, context + 1) without special ones.
+
+    The context is the longest that the configuration, less some spare positions, and 8 windows, for a standard error,
+    allow. ValueError for a file that is not there or has fewer than three tokens, or if these are not the model's.
+    """
+    if not Path(text).is_file():
+        raise ValueError(f"there is no text file {str(text)!r}")
+    tokenizer = read_tokenizer(folder)
+    content = Path(text).read_text(encoding="utf-8", errors="replace")
+    tokens: Any = np.asarray(tokenizer(content, add_special_tokens=False, verbose=False)["input_ids"], dtype=np.int64)
+    if len(tokens) < 3 or tokens.max() >= config.vocab_size:
+        found = f"{len(tokens)} tokens" if len(tokens) < 3 else f"token {tokens.max()}"
+        raise ValueError(f"{str(text)!r} has {found}; at least 3 are needed, all below {config.vocab_size}")
+    given = [getattr(config, name, None) for name in POSITIONS]
+    most = min([CONTEXT, *(one - spare for one in given if isinstance(one, int)), (len(tokens) - 1) // 8])
+    context = max(1, most)
+    return tokenizer, windows(tokens, count_tokens=(len(tokens) - 1) // context * context, context=context)
+
+
+def load_pretrained(settings: Pretrained, store: Store) -> tuple[nn.Module, dict[str, np.ndarray]]:
+    """The model in float32, and the corpus in its own tokens (n,) by split: to be measured on, and to calibrate on.
 
     Raises ValueError when the extra ``hub`` is missing, or the folder holds no readable causal language model and
     tokenizer.
     """
-    try:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-    except ImportError:
-        raise ValueError("pretrained models need the extra `hub`: pip install 'kbit-lab[hub]'") from None
-    local = {"local_files_only": True, "trust_remote_code": False}
-    model: Any
-    loading: dict[str, Any]
-    try:
-        model, loading = AutoModelForCausalLM.from_pretrained(
-            settings.folder, use_safetensors=True, dtype="float32", output_loading_info=True, **local
-        )
-        tokenizer = AutoTokenizer.from_pretrained(settings.folder, **local)
-    except Exception as error:  # what a foreign folder may make a library raise has no end
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(
-            f"{settings.folder!r} does not load as a causal language model with its tokenizer: {reason}"
-        ) from None
-    if lacking := sorted(map(str, [*loading["missing_keys"], *loading["mismatched_keys"]])):
-        raise ValueError(f"{settings.folder!r} lacks weights that its model needs: {', '.join(lacking[:3])}")
-    text = load_corpus(store.get_or_compute(prepare, settings.corpus))["test"]
-    needed = 16 * settings.held_out  # bytes; few tokens are longer
-    tokens = np.asarray(tokenizer(text[:needed].tobytes().decode("utf-8", "replace"))["input_ids"])
-    if not len(tokens):
-        raise ValueError(f"the tokenizer in {settings.folder!r} finds no tokens in the text")
-    return Logits(model).to(settings.device).eval(), windows(
-        tokens, count_tokens=settings.held_out, context=settings.context
-    )
+    transformers = import_transformers()
+    model = read_weights(transformers.AutoModelForCausalLM, settings.folder)
+    splits = load_corpus(store.get_or_compute(prepare, settings.corpus))
+    tokenizer, tokens = read_tokenizer(settings.folder), {}
+    for split, count in (("test", settings.held_out), ("train", CALIBRATION)):
+        text = splits[split][: 16 * count]  # bytes; few tokens are longer
+        tokens[split] = np.asarray(tokenizer(text.tobytes().decode("utf-8", "replace"))["input_ids"])
+        if not len(tokens[split]):
+            raise ValueError(f"the tokenizer in {settings.folder!r} finds no tokens in the text")
+    return Logits(model).to(settings.device).eval(), tokens
