@@ -1,42 +1,49 @@
-"""How long it takes to quantize and dequantize a 4096 x 4096 matrix in each format, as multiples of copying it.
+"""Quantize and dequantize a 4096 x 4096 matrix: every fixed data type and two peers in turns, held against the bars.
 
-Run by `make bench`. Formats take turns, round by round, so that what else the machine does falls on all of them alike;
-medians are printed.
+Run by `make bench`. A bar that is missed is printed as missed; nothing is left out.
 """
 
-import statistics
-import time
-from collections.abc import Callable
+from kbitlib.experiments.speed import Row, in_own_process
+from kbitlib.quant import Format
 
-import torch
-
-from kbitlib.quant import quantize
-
-FORMATS = ("int4-b64", "nf4-b64", "nf4-b64-dq", "e2m1-b32-e8m0", "int8-b64", "nf8-b64", "binary-b64", "ternary-b64")
-ROUNDS = 5
-
-
-def seconds(action: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    action()
-    return time.perf_counter() - began
+ROUNDS = 25
 
 
 def main() -> None:
-    weight = torch.randn(4096, 4096, generator=torch.Generator().manual_seed(0))
-    packed = {name: quantize(weight, name) for name in FORMATS}
-    copies, there, back = [], {name: [] for name in FORMATS}, {name: [] for name in FORMATS}
-    for _ in range(ROUNDS):
-        copies.append(seconds(weight.clone))
-        for name in FORMATS:
-            there[name].append(seconds(lambda name=name: quantize(weight, name)))
-            back[name].append(seconds(packed[name].dequantize))
-    copy = statistics.median(copies)
-    print(f"copy: {1e3 * copy:.1f} ms, {torch.get_num_threads()} threads")
-    print(f"{'format':16} {'bits':>7} {'quantize':>10} {'dequantize':>11}   (times a copy)")
-    for name in FORMATS:
-        ratios = [statistics.median(times[name]) / copy for times in (there, back)]
-        print(f"{name:16} {packed[name].bits_per_weight:7.3f} {ratios[0]:10.1f} {ratios[1]:11.1f}")
+    rows = in_own_process("quantize", "--rounds", str(ROUNDS))
+    for row in rows:
+        print(f"{row['implementation']:14} {row['format']:16} {row['task']:12} {row['ms']:9.2f} ms")
+    print(f"{rows[0]['processor']}, {rows[0]['threads']} threads; the median of the quieter half of {ROUNDS} rounds")
+    bars(rows)
+
+
+def bars(rows: list[Row]) -> None:
+    """Print each bar with what was measured."""
+    took = {(row["implementation"], row["format"], row["task"]): row["ms"] for row in rows}
+    ours = {form: ms for (who, form, task), ms in took.items() if who == "kbitlib" and task == "quantize"}
+    nf4, read, copy = ours["nf4-b64-fp32"], took["memory", "read", "read"], took["memory", "copy", "copy"]
+    print(f"nf4-b64-fp32 takes {nf4 / read:.2f} times a read, {nf4 / copy:.2f} times a copy")
+    peer = ("bitsandbytes", "nf4-b64-fp32")
+    if (*peer, "quantize") not in took:
+        print("bitsandbytes is not installed: the bars against it are not shown (pip install 'kbit-lab[peers]')")
+        return
+    judge("bitsandbytes quantizes NF4 in at least 50 times our time", took[(*peer, "quantize")] / nf4, 50, least=True)
+    judge("torchao rounds int4 in more than our NF4", took["torchao", "int4-b64-fp32", "quantize"] / nf4, 1, least=True)
+    fixed = {form: ms for form, ms in ours.items() if Format.parse(form).block == 64}
+    slowest = max(fixed, key=lambda form: fixed[form])
+    judge(f"slowest fixed type ({slowest}) over the fastest", fixed[slowest] / min(fixed.values()), 3.5)
+    limit = took[(*peer, "dequantize")]
+    for k in range(2, 9):
+        every = [ms for (who, form, task), ms in took.items()
+                 if who == "kbitlib" and task == "dequantize" and Format.parse(form).k == k]  # fmt: skip
+        judge(
+            f"slowest type at k = {k} dequantizes, over bitsandbytes", max(every) / limit, 1 if k in (2, 4, 8) else 2.5
+        )
+
+
+def judge(what: str, found: float, bar: float, *, least: bool = False) -> None:
+    met = found >= bar if least else found <= bar
+    print(f"{'met   ' if met else 'MISSED'} {what}: {found:.2f}, bar {'>=' if least else '<='} {bar:g}")
 
 
 if __name__ == "__main__":

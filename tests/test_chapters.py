@@ -59,7 +59,7 @@ def test_what_the_quantization_table_holds(smoke: Path) -> None:
     full = family[family.tokens == family.tokens.max()].set_index(["model", "seed"]).loss
     at = frame[frame.block == 64]
     assert set(at[at.element == "int"].k) == set(range(2, 9))
-    assert {"int", "nf", "float", "pot", "log2", "quantile", "kmeans", "binary", "ternary"} == set(at.element)
+    assert {"int", "nf", "float", "pot", "log", "quantile", "kmeans", "binary", "ternary"} == set(at.element)
     assert not frame.duplicated(["model", "seed", "format"]).any()
     for row in frame.itertuples():
         assert row.loss - row.delta == pytest.approx(full[row.model, row.seed], abs=1e-9)

@@ -10,9 +10,10 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
+from kbitlib.data.batches import windows
 from kbitlib.data.corpus import load as load_corpus
 from kbitlib.data.corpus import prepare
-from kbitlib.models.pretrained import Pretrained, load_pretrained
+from kbitlib.models.pretrained import CALIBRATION, Pretrained, load_pretrained
 from kbitlib.models.quantized import block_linears, weight_of
 from kbitlib.runs.store import Store
 from kbitlib.runs.sweep import sweep
@@ -26,11 +27,12 @@ COLUMNS = [
 
 @dataclass(frozen=True)
 class Member:
-    """A model of a family with the held-out windows (n, context + 1) it is measured on; ``identity`` begins its
-    records."""
+    """A model of a family with the held-out windows (n, context + 1) it is measured on and those of its training text
+    (n, context) that methods calibrate on; ``identity`` begins its records."""
 
     model: nn.Module
     windows: np.ndarray
+    calibration: np.ndarray
     identity: dict[str, Any]
     device: str
 
@@ -38,12 +40,21 @@ class Member:
 def load_member(settings: Training | Pretrained, store: Store) -> Member:
     """A trained member, trained first if it is not there, or a pretrained one from its folder."""
     if isinstance(settings, Pretrained):
-        model, windows = load_pretrained(settings, store)
-        return Member(model, windows, identity(settings, model), settings.device)
+        model, tokens = load_pretrained(settings, store)
+        measured = windows(tokens["test"], count_tokens=settings.held_out, context=settings.context)
+        seen = calibration_windows(tokens["train"], settings.context)
+        return Member(model, measured, seen, identity(settings, model), settings.device)
     record = store.get_or_compute(train, settings)
     splits = load_corpus(store.get_or_compute(prepare, settings.corpus))
     model = load_model(settings, record)
-    return Member(model, held_out_windows(settings, splits), identity(settings, model), settings.device)
+    seen = calibration_windows(splits["train"], settings.shape.context)
+    return Member(model, held_out_windows(settings, splits), seen, identity(settings, model), settings.device)
+
+
+def calibration_windows(tokens: np.ndarray, context: int) -> np.ndarray:
+    """Windows (n, context) spread over the training text."""
+    count = min(CALIBRATION, (len(tokens) - 1) // context * context)
+    return windows(tokens, count_tokens=count, context=context)[:, :-1]
 
 
 def identity(settings: Training | Pretrained, model: nn.Module | None = None) -> dict[str, Any]:

@@ -9,7 +9,8 @@ from kbitlib.data.corpus import prepare
 from kbitlib.experiments.family import lengths
 from kbitlib.experiments.finetuning import Tuning, tune_member, tuning_grid
 from kbitlib.experiments.quantization import Quantizing, quantization_grid, quantize_member
-from kbitlib.experiments.settings import Common, Finetuning, Quantization, StartHere, spell
+from kbitlib.experiments.settings import Common, Finetuning, Quantization, Runs, StartHere, spell
+from kbitlib.experiments.timing import Timing, time_quantization
 from kbitlib.models.pretrained import Pretrained, identify_folder
 from kbitlib.training.trainer import Training, train
 
@@ -52,6 +53,24 @@ def quantizations(settings: Quantization) -> list[Quantizing]:
     return quantization_grid(members(settings), settings.formats())
 
 
+def method_runs(settings: Runs) -> list[Quantizing]:
+    """One seed of every model by every method."""
+    chosen = [member for member in members(settings) if isinstance(member, Pretrained) or member.seed == 0]
+    return [
+        job
+        for method in settings.methods
+        for job in quantization_grid(
+            chosen, {method: settings.method_formats(method)}, "rtn" if method == "vector" else method
+        )
+    ]
+
+
+def timing(settings: Runs) -> Timing:
+    """How fast this machine quantizes, at the chapter's widths."""
+    widths = tuple(k for k in settings.bit_widths if k > 1)
+    return Timing(size=settings.timed_size, rounds=settings.timed_rounds, bit_widths=widths)
+
+
 def tunings(settings: Finetuning) -> list[Tuning]:
     """The first sizes, one seed each, through ``int`` at each of the bit widths."""
     chosen = [settings.training(shape, 0) for shape in settings.shapes[: settings.finetune_sizes]]
@@ -76,6 +95,9 @@ def plan(settings: Common) -> list[tuple[Any, Any]]:
         steps += [(quantize_member, job) for job in first_question(settings)]
     if isinstance(settings, Quantization):
         steps += [(quantize_member, job) for job in quantizations(settings)]
+    if isinstance(settings, Runs):
+        steps += [(quantize_member, job) for job in method_runs(settings)]
+        steps += [(time_quantization, timing(settings))]
     if isinstance(settings, Finetuning):
         steps += [(tune_member, job) for job in tunings(settings)]
         steps += [(quantize_member, job) for job in roundings(settings)]

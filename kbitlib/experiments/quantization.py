@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 from pydantic import BaseModel, ConfigDict
@@ -19,28 +19,30 @@ from kbitlib.training.trainer import Training
 
 
 class Quantizing(BaseModel):
-    """One model and the formats of one data type."""
+    """One model, the formats of one data type, and the method that chooses the codes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     member: Training | Pretrained
     formats: tuple[str, ...]
+    method: Literal["rtn", "gptq", "awq", "hqq", "rotation", "outliers"] = "rtn"
 
 
 def quantize_member(settings: Quantizing, store: Store) -> Result:
-    """Round a model to nearest in each format and measure it; a step of the store, one row a format."""
+    """Quantize a model in each format and measure it; a step of the store, one row a format."""
     member = load_member(settings.member, store)
     baseline = window_losses(member.model, member.windows, member.device)
     rows = []
     for name in settings.formats:
-        quantized, size = quantized_copy(member.model, name)
+        quantized, size = quantized_copy(member.model, name, settings.method, member.calibration)
         losses = window_losses(quantized, member.windows, member.device)
         sizes = {
             "bits_per_weight": size.bits_per_weight,
             "total_bits": size.quantized_bits,
             "total_bits_all": size.total_bits_all,
         }
-        rows.append({**member.identity, **describe(name), **sizes, **compare(losses, baseline)})
+        how = {**describe(name), "method": settings.method}
+        rows.append({**member.identity, **how, **sizes, **compare(losses, baseline)})
     return Result(rows=[{column: row[column] for column in COLUMNS} for row in rows])
 
 
@@ -51,17 +53,22 @@ def describe(name: str) -> dict[str, Any]:
 
 
 def quantization_grid(
-    members: Sequence[Training | Pretrained], formats: dict[str, tuple[str, ...]]
+    members: Sequence[Training | Pretrained], formats: dict[str, tuple[str, ...]], method: str = "rtn"
 ) -> list[Quantizing]:
     """One job a model and data type."""
-    return [Quantizing(member=member, formats=names) for member in members for names in formats.values()]
+    return [
+        Quantizing.model_validate({"member": member, "formats": names, "method": method})
+        for member in members
+        for names in formats.values()
+    ]
 
 
 def quantize_family(grid: Sequence[Quantizing], store: Store, engine: str) -> pd.DataFrame:
     """The table of all models in all formats."""
     records = sweep(quantize_member, grid, store, engine=engine, cost=cost, label="quantization")
     table = pd.DataFrame([row for record in records for row in record.rows])
-    return table.sort_values(["params_nonemb", "model", "seed", "element", "k", "block"], ignore_index=True)
+    order = ["params_nonemb", "model", "seed", "element", "k", "block", "method", "format"]
+    return table.sort_values(order, ignore_index=True)
 
 
 def cost(settings: Quantizing) -> float:

@@ -26,6 +26,7 @@ STAGES = {
     "trainer.train": "training",
     "quantization.quantize_member": "quantization",
     "finetuning.tune_member": "fine-tuning",
+    "timing.time_quantization": "timing",
 }
 Say = Callable[[str], None]
 

@@ -140,7 +140,7 @@ class Theory(Common):
 
 
 class Quantization(Common):
-    """Chapter 02: every model in every format."""
+    """Every model in every format: what chapters 02 and 04 share."""
 
     elements: list[str] = Field(min_length=1)
     bit_widths: list[Bits] = Field(min_length=1)
@@ -178,6 +178,23 @@ class Quantization(Common):
         return {element: tuple(dict.fromkeys(names)) for element, names in table.items()}
 
 
+class Runs(Quantization):
+    """Chapter 02: the same, then the methods, and how fast it goes."""
+
+    methods: list[Literal["rtn", "gptq", "awq", "hqq", "rotation", "outliers", "vector"]]
+    method_bit_widths: list[Annotated[int, Field(ge=2, le=6)]]
+    timed_size: Annotated[int, Field(ge=64, le=16384)]
+    timed_rounds: Annotated[int, Field(ge=1, le=101)]
+
+    def method_formats(self, method: str) -> tuple[str, ...]:
+        """A method's formats: int at one block, with a float zero point for HQQ (and once more for rounding, beside
+        it); for vectors two weights a code."""
+        spelled = {"hqq": "int{k}-{block}-zpf", "vector": "vq2c{codes}-{block}"}.get(method, "int{k}-{block}")
+        both = (spelled, "int{k}-{block}-zpf") if method == "rtn" else (spelled,)
+        block = f"b{self.block}"
+        return tuple(form.format(k=k, codes=2 * k, block=block) for form in both for k in self.method_bit_widths)
+
+
 class Finetuning(Common):
     """Chapter 03: training with quantized weights in the forward pass."""
 
@@ -206,7 +223,7 @@ class Regression(Quantization):
 CHAPTERS: dict[str, type[Common]] = {
     "00_start_here": StartHere,
     "01_quantizer_theory": Theory,
-    "02_quantization_runs": Quantization,
+    "02_quantization_runs": Runs,
     "03_scaled_finetuning": Finetuning,
     "04_scaling_regression": Regression,
 }

@@ -8,7 +8,6 @@ from kbitlib.laws.frontier import BestK, HandOver, best_k, best_k_without_each_s
 from kbitlib.laws.holdout import leave_one_size_out
 from kbitlib.laws.identification import NotIdentified
 from kbitlib.laws.results import LawResults
-from kbitlib.laws.slopes import total_bits_slopes
 
 __all__ = [
     "FORMS",
@@ -22,5 +21,4 @@ __all__ = [
     "diagnose",
     "fit",
     "leave_one_size_out",
-    "total_bits_slopes",
 ]
