@@ -46,7 +46,7 @@ def test_every_chapter_is_done_and_has_its_page(smoke: Path) -> None:
     assert all(f"{name}.html" in index for name in CHAPTERS)
 
 
-@pytest.mark.parametrize("table", ["family", "quantization", "finetuning"])
+@pytest.mark.parametrize("table", ["family", "quantization", "finetuning", "methods"])
 def test_records_stand_beside_the_store_in_the_promised_columns(smoke: Path, table: str) -> None:
     frame = pd.read_csv(smoke / "records" / f"{table}.csv")
     assert list(frame.columns[: len(COLUMNS)]) == COLUMNS
@@ -66,6 +66,39 @@ def test_what_the_quantization_table_holds(smoke: Path) -> None:
         assert row.total_bits == pytest.approx(row.bits_per_weight * row.params_nonemb)
         assert row.total_bits_all == pytest.approx(row.total_bits + 16 * (row.params - row.params_nonemb))
         assert row.bits_per_weight > row.k
+
+
+def gains(path: Path, method: str) -> pd.DataFrame:
+    """By how much a method's loss lies below rounding to nearest in the same format, by width and model; its error."""
+    frame = pd.read_csv(path).set_index(["k", "model", "format"])
+    nearest, other = frame[frame.method == "rtn"], frame[frame.method == method]
+    both = other.join(nearest, rsuffix="_nearest", how="inner")
+    error = (both.delta_se**2 + both.delta_se_nearest**2) ** 0.5
+    return pd.DataFrame({"gain": both.delta_nearest - both.delta, "error": error})
+
+
+def test_gptq_loses_less_than_rounding_to_nearest(smoke: Path) -> None:
+    found = gains(smoke / "records" / "methods.csv", "gptq")
+    assert set(found.index.get_level_values("k")) == {2, 3, 4}
+    assert (found.gain[2] > 0).all()
+    assert (found.gain > -2 * found.error).all()  # at 4 bits these toys hardly lose anything
+    assert (found.groupby("k").gain.mean() > 0).all()
+
+
+def test_in_the_published_run_gptq_loses_less_at_every_size_and_width() -> None:
+    found = gains(ROOT / "reports" / "published" / "laptop" / "methods.csv", "gptq")
+    assert len(found) == 18
+    assert (found.gain > 0).all()
+
+
+def test_every_method_is_measured_at_each_width_on_every_size_with_its_error(smoke: Path) -> None:
+    frame = pd.read_csv(smoke / "records" / "methods.csv")
+    assert set(frame.method) == {"rtn", "gptq", "awq", "hqq", "rotation", "outliers"}
+    assert "vq" in set(frame.element)
+    cases = frame.groupby(["method", "element", "k"]).model.nunique()
+    assert (cases == 6).all()
+    assert len(cases) == 7 * 3
+    assert (frame.delta_se > 0).all()
 
 
 def test_the_answer_is_what_the_records_say_to_a_script_that_shares_no_code(smoke: Path) -> None:
