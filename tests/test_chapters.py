@@ -216,3 +216,7 @@ def test_pretrained_models_take_the_place_of_the_family(kbit, tmp_path: Path, pr
     assert dict(sizes) == {"gpt2-16": 12 * 16**2, "gpt2-32": 24 * 32**2, "gpt2-64": 48 * 64**2}
     assert (frame[frame.k == 8].delta.abs() < 0.05).all()
     assert not list((tmp_path / "store").glob("trainer.train/*"))
+    methods = pd.read_csv(tmp_path / "records" / "methods.csv")
+    assert set(methods.method) == {"rtn", "gptq", "awq", "hqq", "outliers"}
+    page = (tmp_path / "02_quantization_runs.html").read_text(encoding="utf-8")
+    assert "Not taken by rotation: GPT2LMHeadModel is not rotated: its LayerNorm subtracts a mean" in page

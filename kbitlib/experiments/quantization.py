@@ -29,12 +29,20 @@ class Quantizing(BaseModel):
 
 
 def quantize_member(settings: Quantizing, store: Store) -> Result:
-    """Quantize a model in each format and measure it; a step of the store, one row a format."""
+    """Quantize a model in each format and measure it; a step of the store, one row a format.
+
+    A method that does not take the model leaves no row, and why in the file "refused".
+    """
     member = load_member(settings.member, store)
     baseline = window_losses(member.model, member.windows, member.device)
     rows = []
     for name in settings.formats:
-        quantized, size = quantized_copy(member.model, name, settings.method, member.calibration)
+        try:
+            quantized, size = quantized_copy(member.model, name, settings.method, member.calibration)
+        except ValueError as reason:
+            if settings.method == "rtn":
+                raise
+            return Result(rows=[], files={"refused": str(reason).encode()})
         losses = window_losses(quantized, member.windows, member.device)
         sizes = {
             "bits_per_weight": size.bits_per_weight,
@@ -69,6 +77,12 @@ def quantize_family(grid: Sequence[Quantizing], store: Store, engine: str) -> pd
     table = pd.DataFrame([row for record in records for row in record.rows])
     order = ["params_nonemb", "model", "seed", "element", "k", "block", "method", "format"]
     return table.sort_values(order, ignore_index=True)
+
+
+def refusals(grid: Sequence[Quantizing], store: Store) -> dict[str, str]:
+    """Why a method did not take a model, by method: the last model's reason."""
+    records = {job.method: store.get_or_compute(quantize_member, job) for job in grid}
+    return {method: record.read("refused").decode() for method, record in records.items() if "refused" in record.files}
 
 
 def cost(settings: Quantizing) -> float:

@@ -182,9 +182,21 @@ class Runs(Quantization):
     """Chapter 02: the same, then the methods, and how fast it goes."""
 
     methods: list[Literal["rtn", "gptq", "awq", "hqq", "rotation", "outliers", "vector"]]
-    method_bit_widths: list[Annotated[int, Field(ge=2, le=6)]]
+    method_bit_widths: list[Annotated[int, Field(ge=2, le=6)]] = Field(min_length=1)
     timed_size: Annotated[int, Field(ge=64, le=16384)]
     timed_rounds: Annotated[int, Field(ge=1, le=101)]
+
+    @model_validator(mode="after")
+    def _methods_can_be_compared(self) -> Runs:
+        for name, values in (("methods", self.methods), ("method_bit_widths", self.method_bit_widths)):
+            if len(set(values)) < len(values):
+                raise ValueError(f"each of {name} may be named once; they are {values}")
+        if "rtn" not in self.methods:
+            raise ValueError(f"methods must hold rtn, which the others are compared with; they are {self.methods}")
+        for method in self.methods:
+            for form in self.method_formats(method):
+                Format.parse(form)
+        return self
 
     def method_formats(self, method: str) -> tuple[str, ...]:
         """A method's formats: int at one block, with a float zero point for HQQ (and once more for rounding, beside
