@@ -23,6 +23,7 @@ enum { FP32, FP16, BF16, E8M0 };                               /* types of value
 enum { GIVEN, ABSMAX, SIGNED_ABSMAX, MEAN, WITH_ZERO, ENDS };  /* what a block's scale spans */
 enum { INTEGERS, ZERO_POINT, MINIMUM, LEVELS };                /* how a code stands for a level */
 enum { TRITS = 5 };                                            /* base-3 digits a byte */
+enum { AHEAD = 4096 };                                         /* bytes of codes fetched before they are needed */
 
 typedef struct {
     const void *values;   /* quantize: (rows, columns) to read */
@@ -314,6 +315,7 @@ static void unpack_bits(const uint8_t *packed, int64_t n, int k, uint8_t *codes)
     const __m512i ones = _mm512_set1_epi8((char)((1 << k) - 1));
     for (; i < n; i += 64, packed += 8 * k) {
         const int64_t left = ((n - i) * k + 7) / 8; /* bytes; never read beyond the array */
+        _mm_prefetch((const char *)packed + AHEAD, _MM_HINT_T0); /* the weights written meanwhile put the processor's own off */
         const __m512i word = _mm512_maskz_loadu_epi8(left < 8 * k ? bytes & (~0ull >> (64 - left)) : bytes, packed);
         const __m512i grouped = _mm512_maskz_permutexvar_epi8(used, bring, word);
         _mm512_storeu_si512(codes + i, _mm512_and_si512(_mm512_multishift_epi64_epi8(apart, grouped), ones));
@@ -472,6 +474,7 @@ int kbit_quantize(const Job *job) {
                     float unused = 0, *zero = job->zero ? job->zero + block : &unused;
                     if (job->range != GIVEN) bad |= find_grid(job, x + at, width, job->scale + block, zero);
                     inverse[b] = job->scale[block] == 0 ? 0 : 1 / job->scale[block];
+                    for (int64_t i = at; i < at + width; i += 16) __builtin_prefetch(x + n + i); /* the next row, meanwhile */
                     if (job->kind != LEVELS) encode_even(job, x + at, width, inverse[b], *zero, here + at);
                 }
                 if (job->kind == LEVELS) encode_levels(job, x, inverse, here);
