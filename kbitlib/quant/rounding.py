@@ -82,7 +82,7 @@ def nearest(x: Tensor, book: Codebook) -> Tensor:
         for threshold in book.thresholds.tolist():
             rank += (x > threshold).view(torch.uint8)
     else:
-        rank = torch.bucketize(x, book.thresholds, out_int32=True).to(torch.uint8)
+        rank = torch.bucketize(x.contiguous(), book.thresholds, out_int32=True).to(torch.uint8)
     return rank if book.in_order else book.codes[rank.int()]
 
 
