@@ -27,9 +27,7 @@ class Commands(click.Group):
         except (StoreBusy, StoreError) as error:
             raise click.ClickException(str(error)) from error
         except OSError as error:  # a full disk, or a folder that cannot be written
-            raise click.ClickException(
-                f"cannot write {error.filename or 'a file'}: {error.strerror or error}"
-            ) from error
+            raise click.ClickException(f"cannot use {error.filename or 'a file'}: {error.strerror or error}") from error
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -190,7 +188,7 @@ def show_checkpoint(facts: dict[str, Any], as_json: bool) -> None:
         return
     for row in facts["tensors"]:
         kind, last = row["format"] or row["dtype"], f"kept: {row['role']}"
-        last = f"error {row['error']:.3g}" if row["format"] else last
+        last = f"error {row['error']:.3g}" if row["format"] and row["error"] is not None else last
         click.echo(f"{row['name']}  {kind}  {row['shape']}  {row['bits_per_weight']:.4f} bits  {last}")
     click.echo(f"{facts['method']}: {facts['bits_per_weight']:.4f} bits a weight, {facts['bytes']} bytes in all")
 

@@ -117,7 +117,7 @@ def test_a_store_that_cannot_be_written_is_one_sentence(tmp_path: Path, monkeypa
     monkeypatch.setenv("KBIT_STORE", str(tmp_path / "file" / "store"))
     result = kbit("run", "01_quantizer_theory", "--profile", "smoke")
     assert result.exit_code == 1
-    assert "Error: cannot write" in result.output
+    assert "Error: cannot use" in result.output
 
 
 def test_formats_lists_every_width_with_exact_bits() -> None:

@@ -338,7 +338,7 @@ def test_folders_and_files_that_exist_are_refused(make: Make, tmp_path: Path) ->
     answer("quantize", source, "--format", "int4", "--out", tmp_path / "out")
     (tmp_path / "file").touch()
     refused("dequantize", tmp_path / "out", "--out", tmp_path / "file", words=["exists"])
-    refused("quantize", source, "--format", "int4", "--out", tmp_path / "file" / "out", words=["cannot write"], code=1)
+    refused("quantize", source, "--format", "int4", "--out", tmp_path / "file" / "out", words=["cannot use"], code=1)
 
 
 def test_what_eval_cannot_measure_is_refused(make: Make, text: Path, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from kbitlib.methods.calibration import InputStatistics
+from kbitlib.methods.calibration import InputStatistics, matrix_of
 from kbitlib.quant import Format, quantize
 
 STEPS = 20  # exponents 0, 1/20, ..., 19/20, as in the authors' code
@@ -20,13 +20,13 @@ def awq_scale(weights: Sequence[Tensor], statistics: InputStatistics, format: st
     root of its maximum times its minimum; of a grid of exponents a, the one with the least `output_error` of Q(W s)/s
     (AWQ, Lin et al. 2023, arXiv:2306.00978, equations 4 and 5); a = 0 is plain rounding. ValueError as `quantize`.
     """
+    weights = [matrix_of(weight, statistics) for weight in weights]
     magnitude = statistics.mean_abs.float()
     magnitude = (magnitude / magnitude.max()).nan_to_num(1).clamp(min=SMALLEST)
     powers = [magnitude ** (step / STEPS) for step in range(STEPS)]
     candidates = [power / (power.max() * power.min()).sqrt() for power in powers]
     errors = [
-        sum(output_error(w, quantize(w.float() * s, format).dequantize() / s, statistics) for w in weights)
-        for s in candidates
+        sum(output_error(w, quantize(w * s, format).dequantize() / s, statistics) for w in weights) for s in candidates
     ]
     return candidates[min(range(STEPS), key=errors.__getitem__)]
 

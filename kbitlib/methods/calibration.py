@@ -28,6 +28,8 @@ class InputStatistics:
     def of(cls, x: Tensor) -> InputStatistics:
         """The statistics of inputs x (..., in), at least one."""
         x = x.detach().reshape(-1, x.shape[-1]).float()
+        if not len(x):
+            raise ValueError("a layer's statistics need at least one input")
         scaled, size = x * (2 / len(x)) ** 0.5, x.abs()
         return cls(scaled.T @ scaled, size.mean(0), size.amax(0), len(x))
 
@@ -66,11 +68,14 @@ def collect(model: nn.Module, batches: Iterable[Tensor], layers: Mapping[str, nn
 
 
 def matrix_of(weight: Tensor, statistics: InputStatistics | None) -> Tensor:
-    """A weight (out, in) in float32. ValueError if it is no finite matrix, or the statistics are of other inputs."""
+    """A weight (out, in) in float32. ValueError if it is no finite floating matrix, or the statistics are of other
+    inputs or not finite."""
     if weight.ndim != 2 or (statistics and len(statistics.mean_abs) != weight.shape[1]):
         inputs = len(statistics.mean_abs) if statistics else "in"
         raise ValueError(f"the weight's shape must be (out, {inputs}), not {tuple(weight.shape)}")
     matrix = weight.detach().float()
-    if not matrix.isfinite().all():
-        raise ValueError("the weight holds NaN or infinity: cannot be quantized")
+    if not weight.is_floating_point() or not matrix.isfinite().all():
+        raise ValueError(f"the weight, {weight.dtype}, is to hold finite floating-point numbers")
+    if statistics and not (statistics.max_abs.isfinite().all() and statistics.hessian.isfinite().all()):
+        raise ValueError("the inputs that the statistics are of hold NaN or infinity, or are too large to be squared")
     return matrix

@@ -17,6 +17,8 @@ def split_outliers(
     LLM.int8() (Dettmers et al. 2022, section 3.2), its columns chosen by calibration rather than anew for each input.
     ValueError as `quantize`, and for a kept weight beyond float16.
     """
+    if not threshold >= 0:
+        raise ValueError(f"the threshold of outliers is a number from 0 up, not {threshold}")
     return _split(matrix_of(weight, statistics), (statistics.max_abs >= threshold).nonzero()[:, 0], weight, format)
 
 

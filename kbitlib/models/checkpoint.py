@@ -204,6 +204,8 @@ def dequantize_checkpoint(folder: str | Path, out: str | Path) -> None:
 
 def plan(source: Path, format: Format) -> dict[Path, dict[str, Record]]:
     """What is to become of each tensor, by file; ValueError if none is to be quantized."""
+    if ((source if source.is_dir() else source.parent) / MANIFEST).is_file():
+        raise ValueError(f"{str(source)!r} is quantized already: {MANIFEST} lies there")
     files = {path: entries(path) for path in shards(source)}
     found = {name: entry for one in files.values() for name, entry in one.items()}
     matrices = {name: "matrix" for name, (_, shape) in found.items() if len(shape) == 2}
@@ -272,8 +274,8 @@ def converted(
             yield from ((f"{name}.{array}", values) for array, values in packed.arrays.items() if values.numel())
             restored = packed.dequantize(part.dtype).view(part.shape)
             for one, other in zip(part.split(256), restored.split(256), strict=True):
-                norm += torch.linalg.vector_norm(one.float()).item() ** 2
-                error += torch.linalg.vector_norm(other.float() - one.float()).item() ** 2
+                norm += torch.linalg.vector_norm(one.double()).item() ** 2
+                error += torch.linalg.vector_norm(other.double() - one.double()).item() ** 2
         record.error = sqrt(error / norm) if norm else 0.0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from math import prod
@@ -30,14 +30,16 @@ def made_whole(out: Path) -> Iterator[Path]:
     if out.exists() or out.is_symlink():
         raise ValueError(f"{str(out)!r} exists, and nothing is ever overwritten")
     out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_name(f".{out.name}.{os.getpid()}")
-    try:
+    with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=out.parent) as work:
+        part = Path(work) / "part"
         yield part
-        part.rename(out)
-    finally:
-        if part.is_dir():
-            shutil.rmtree(part)
-        part.unlink(missing_ok=True)
+        try:
+            if part.is_dir():
+                part.rename(out)
+            else:
+                os.link(part, out)  # unlike a renaming, never over a file that has come meanwhile
+        except OSError as error:
+            raise ValueError(f"{str(out)!r} cannot be given its name: {error.strerror}; it may exist by now") from None
 
 
 @contextmanager

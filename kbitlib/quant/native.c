@@ -85,8 +85,8 @@ static void ends(const float *x, int64_t n, float *low, float *high) {
         least = u < least ? u : least;
         most = u > most ? u : most;
     }
-    *low = of_bits((uint32_t)ordered(least));
-    *high = of_bits((uint32_t)ordered(most));
+    *low = of_bits((uint32_t)ordered(least)) + 0.0f; /* never minus zero */
+    *high = of_bits((uint32_t)ordered(most)) + 0.0f;
 }
 
 static float mean_magnitude(const float *x, int64_t n) {
@@ -101,7 +101,7 @@ static float mean_magnitude(const float *x, int64_t n) {
 /* 2^(floor(log2 span) - emax), and 2^-127 for a span of zero. */
 static float power_of_two(float span, int emax) {
     int exponent = (int)(bits_of(span) >> 23);                        /* of a normal number, 127 too high */
-    if (exponent > emax) return of_bits((uint32_t)(exponent - emax) << 23);
+    if (exponent > 0 && exponent > emax) return of_bits((uint32_t)(exponent - emax) << 23);
     if (span == 0) return ldexpf(1, -127);
     frexpf(span, &exponent);
     return ldexpf(1, exponent - 1 - emax);
@@ -332,7 +332,7 @@ static void unpack_bits(const uint8_t *packed, int64_t n, int k, uint8_t *codes)
 /* codes has room for 8 more than n. */
 static void unpack_trits(const uint8_t *packed, int64_t n, uint8_t *codes) {
     uint64_t digits[256] = {0};
-    for (uint64_t byte = 0; byte < 243; byte++)
+    for (uint64_t byte = 0; byte < 256; byte++)
         for (uint64_t j = 0, rest = byte; j < TRITS; j++, rest /= 3) digits[byte] |= (rest % 3) << (8 * (TRITS - 1 - j));
     for (int64_t i = 0; i < n; i += TRITS) memcpy(codes + i, &digits[*packed++], 8);
 }

@@ -11,9 +11,12 @@ import shutil
 import subprocess
 import tempfile
 import warnings
+from atexit import register
 from functools import cache
 from math import ceil, log2
 from pathlib import Path
+from shlex import split
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,6 +36,7 @@ TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 SCALES = {"fp32": 0, "fp16": 1, "bf16": 2, "e8m0": 3, "dq": 0}
 ABSMAX, SIGNED_ABSMAX, MEAN, WITH_ZERO, ENDS = range(1, 6)
 INTEGERS, ZERO_POINT, MINIMUM, LEVELS = range(4)
+FLOAT32: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}  # whatever PyTorch's defaults are set to
 CHUNK = 4096  # weights a row where one scale serves a whole tensor
 
 
@@ -84,7 +88,7 @@ def quantize(matrix: Tensor, format: Format, book: Codebook | None) -> tuple[Ten
     if not plain or not _takes(matrix, format):
         return None
     blocks = Blocks.of(matrix.shape, format.block)
-    scale = torch.empty(blocks.rows, blocks.per_row)
+    scale = torch.empty(blocks.rows, blocks.per_row, **FLOAT32)
     zero = torch.empty_like(scale) if format.zero != "none" else None
     job = Job.of(format, blocks, scale, zero, book)
     spans = {"ints": SIGNED_ABSMAX, "binary": MEAN, "ternary": MEAN}
@@ -110,9 +114,9 @@ def dequantize(codes: Tensor, blocks: Blocks, grids: list[Grid], dtype: torch.dt
     if book is not None:  # even levels too: as exact in a table as counted
         job.kind = LEVELS
         job.point("levels", torch.nn.functional.pad(book.table, (0, 256 - len(book.table))))
-    out = torch.empty(blocks.rows, blocks.columns, dtype=dtype)
+    out = torch.empty(blocks.rows, blocks.columns, dtype=dtype, device="cpu")
     job.point("out", out)
-    job.point("codes", codes.contiguous())
+    job.point("codes", codes.resolve_neg().contiguous())
     job.dtype = TYPES[dtype]
     job.run("kbit_dequantize")
     return out
@@ -136,9 +140,9 @@ def _on_grids(blocks: Blocks, grids: list[Grid]) -> Job:
 
 
 def _codes(job: Job, matrix: Tensor, format: Format, book: Codebook | None) -> Tensor | None:
-    codes = torch.empty(packed_bytes(matrix.numel(), format.k), dtype=torch.uint8)
+    codes = torch.empty(packed_bytes(matrix.numel(), format.k), dtype=torch.uint8, device="cpu")
     job.point("codes", codes)
-    job.point("values", matrix.contiguous())
+    job.point("values", matrix.resolve_neg().contiguous())
     job.dtype = TYPES[matrix.dtype]
     if job.kind == LEVELS and book is not None:
         job.point("levels", search_tree(book.thresholds, job.bits))
@@ -149,9 +153,9 @@ def _codes(job: Job, matrix: Tensor, format: Format, book: Codebook | None) -> T
 
 def search_tree(thresholds: Tensor, depth: int) -> Tensor:
     """Ascending thresholds as a binary search tree, (256,) float32: node n's children are nodes 2n and 2n+1."""
-    ascending = torch.full((2**depth - 1,), torch.inf)
+    ascending = torch.full((2**depth - 1,), torch.inf, **FLOAT32)
     ascending[: len(thresholds)] = thresholds
-    tree = torch.zeros(256)
+    tree = torch.zeros(256, **FLOAT32)
     for d in range(depth):
         tree[2**d : 2 ** (d + 1)] = ascending[2 ** (depth - 1 - d) - 1 :: 2 ** (depth - d)]
     return tree
@@ -160,43 +164,52 @@ def search_tree(thresholds: Tensor, depth: int) -> Tensor:
 @cache
 def library() -> ctypes.CDLL | None:
     """The compiled library, compiled now if it is not in the cache; None, with a warning, where that fails."""
-    compiler = shutil.which(os.environ.get("CC") or "cc") or shutil.which("gcc") or shutil.which("clang")
-    if compiler is None:
+    chosen = split(os.environ.get("CC", ""))
+    found = [command for command in (chosen, ["cc"], ["gcc"], ["clang"]) if command and shutil.which(command[0])]
+    if not found:
         warnings.warn("no C compiler (cc, gcc or clang) is found: quantization runs in PyTorch, slower", stacklevel=2)
         return None
     for flags in FLAGS:
         try:
-            return ctypes.CDLL(str(_compiled(compiler, (*ALWAYS, *flags))))
-        except (OSError, subprocess.CalledProcessError) as error:
+            loaded = ctypes.CDLL(str(_compiled(found[0], (*ALWAYS, *flags))))
+            if loaded.kbit_quantize and loaded.kbit_dequantize:
+                return loaded
+        except (OSError, AttributeError, subprocess.CalledProcessError) as error:
             reason = (getattr(error, "stderr", "") or str(error)).strip()
-    warnings.warn(f"{compiler} does not compile native.c, so quantization runs in PyTorch: {reason}", stacklevel=2)
+    warnings.warn(f"{found[0][0]} does not compile native.c, so quantization runs in PyTorch: {reason}", stacklevel=2)
     return None
 
 
-def _compiled(compiler: str, flags: tuple[str, ...]) -> Path:
+def _compiled(compiler: list[str], flags: tuple[str, ...]) -> Path:
     """The compiled file, known by the source, the flags, and what the compiler says of itself and the processor.
 
     Its name holds the hash of its content too, so that a damaged one is not loaded but made again.
     """
-    about = subprocess.run([compiler, *flags, "-dM", "-E", "-x", "c", os.devnull], capture_output=True, check=True)
+    about = subprocess.run([*compiler, *flags, "-dM", "-E", "-x", "c", os.devnull], capture_output=True, check=True)
     key = hashlib.sha256(SOURCE.read_bytes() + " ".join(flags).encode() + about.stdout).hexdigest()[:16]
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "kbit-lab"
+    folder = _cache()
     for path in folder.glob(f"{key}.*.so"):
-        if path.name == f"{key}.{_digest(path)}.so":
+        if path.is_file() and path.name == f"{key}.{_digest(path)}.so":
             return path
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(dir=folder))
-    except OSError:  # a home that cannot be written: compile for this process alone
-        folder = work = Path(tempfile.mkdtemp())
-    made = work / "made.so"
-    command = [compiler, *flags, "-o", str(made), str(SOURCE), "-lm"]
-    try:
-        subprocess.run(command, capture_output=True, text=True, check=True)
+    with tempfile.TemporaryDirectory(dir=folder) as work:
+        made = Path(work) / "made.so"
+        subprocess.run([*compiler, *flags, "-o", made, SOURCE, "-lm"], capture_output=True, text=True, check=True)
         return made.rename(folder / f"{key}.{_digest(made)}.so")
-    finally:
-        if work != folder:
-            shutil.rmtree(work, ignore_errors=True)
+
+
+def _cache() -> Path:
+    """The user's own folder for compiled files, or one for this process alone where that is not to be had."""
+    home = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    folder = (home if home.is_absolute() else Path("~/.cache").expanduser()) / "kbit-lab"
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if os.access(folder, os.W_OK) and (not hasattr(os, "getuid") or folder.stat().st_uid == os.getuid()):
+            return folder  # what others own might hold what others wrote, and it is loaded
+    except OSError:
+        pass
+    private = tempfile.mkdtemp()
+    register(shutil.rmtree, private, ignore_errors=True)
+    return Path(private)
 
 
 def _digest(path: Path) -> str:

@@ -49,7 +49,7 @@ def full_range(x: Tensor, format: Format) -> Range:
 
 def _ends(x: Tensor, format: Format) -> Range:
     """Smallest and largest value, or the percentiles where these leave anything but one point."""
-    low, high = torch.aminmax(x, dim=2, keepdim=True)
+    low, high = (end + 0.0 for end in torch.aminmax(x, dim=2, keepdim=True))  # never minus zero
     if format.percentile is None:
         return low, high
     if format.zero == "none":

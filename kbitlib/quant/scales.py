@@ -14,6 +14,8 @@ from kbitlib.quant.format import OUTER_BLOCK, Format
 from kbitlib.quant.rounding import nearest
 
 FLOATS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "dq": torch.float32}
+# As they are stored: under double quantization as codes.
+STORED = FLOATS | {"dq": torch.uint8, "e8m0": torch.float8_e8m0fnu, "e4m3": torch.float8_e4m3fn}
 E4M3_MAX = 448.0
 
 
@@ -96,5 +98,7 @@ def _double_quantized(scale: Tensor) -> tuple[Tensor, Tensor]:
     deviations = torch.nn.functional.pad(scale.flatten() - mean, (0, missing)).view(-1, OUTER_BLOCK)
     largest = deviations.abs().amax(1, keepdim=True)
     inverse = torch.where(largest > 0, 1 / largest, 0)
+    if not (mean.isfinite() and largest.isfinite().all()):
+        raise ValueError("the sum of the scales is beyond float32, so dq cannot store them: use -fp32 or -bf16")
     codes = nearest(deviations * inverse, codebook("dynamic8").to(scale.device))
     return codes.flatten()[: scale.numel()].view_as(scale), torch.cat([mean[None], largest.flatten()])

@@ -13,7 +13,7 @@ from kbitlib.quant.format import Format
 from kbitlib.quant.grids import find_grids, fixed_book, fixed_point_grid, fixed_points
 from kbitlib.quant.packing import pack, unpack
 from kbitlib.quant.rounding import Grid, decode, encode
-from kbitlib.quant.scales import ScaleRule, load
+from kbitlib.quant.scales import STORED, ScaleRule, load
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -50,6 +50,24 @@ class QuantizedTensor:
         found = {name: array.nbytes for name, array in self.arrays.items()}
         if found != expected:
             raise ValueError(f"{self.format} of shape {tuple(self.shape)} has arrays of bytes {expected}, not {found}")
+        blocks = self.format.blocks(self.shape)
+        per_block = (blocks.rows, blocks.per_row)
+        zeros = (
+            (torch.uint8, (found.get("zeros"),)) if self.format.zero == "zp" else (self.format.zero_dtype, per_block)
+        )
+        wanted = {
+            "codes": (torch.uint8, (found["codes"],)),
+            "scales": (STORED.get(self.format.scale), per_block),
+            "zeros": zeros,
+        }
+        for name, array in self.arrays.items():
+            dtype, shape = wanted.get(name, (array.dtype, tuple(array.shape)))
+            if (array.dtype, tuple(array.shape), array.device) != (dtype, shape, self.codes.device):
+                is_there = f"{array.dtype}, {tuple(array.shape)} on {array.device}"
+                raise ValueError(f"{name} of {self.format} are {dtype}, {shape} on {self.codes.device}, not {is_there}")
+        columns = self.outlier_columns
+        if columns is not None and len(columns) and not 0 <= int(columns.min()) <= int(columns.max()) < self.shape[1]:
+            raise ValueError(f"outlier columns are 0 to {self.shape[1] - 1}, not {columns.tolist()}")
 
     @property
     def arrays(self) -> dict[str, Tensor]:
@@ -111,6 +129,8 @@ def quantize(tensor: Tensor, format: str | Format) -> QuantizedTensor:
     """
     if not isinstance(tensor, Tensor) or tensor.layout is not torch.strided or tensor.is_meta:
         raise ValueError(f"only a dense torch tensor with values can be quantized, not {type(tensor).__name__}")
+    if tensor.dtype not in DTYPES:
+        raise ValueError(f"only float16, bfloat16, float32 and float64 tensors are quantized, not {tensor.dtype}")
     format = format if isinstance(format, Format) else Format.parse(format)
     blocks, book = format.blocks(tensor.shape), fixed_book(format, tensor.device)
     matrix = blocks.matrix(tensor.detach())
@@ -162,9 +182,7 @@ def _packed(codes: list[Tensor], format: Format) -> Tensor:
 
 
 def _checked(tensor: Tensor) -> Tensor:
-    """The tensor in float32, detached; ValueError for other types than floats and for what is not finite there."""
-    if tensor.dtype not in DTYPES:
-        raise ValueError(f"only float16, bfloat16, float32 and float64 tensors are quantized, not {tensor.dtype}")
+    """The tensor in float32, detached; ValueError for what is not finite there."""
     values = tensor.detach().float()
     if values.numel() and not torch.stack(values.aminmax()).isfinite().all():
         wrong = int((~values.isfinite()).sum())

@@ -114,7 +114,7 @@ def _nearest_in_d8(x: Tensor) -> Tensor:
     near = x.round()
     rest = x - near
     worst = rest.abs().argmax(1, keepdim=True)
-    other_way = torch.where(rest.gather(1, worst) < 0, -1.0, 1.0)
+    other_way = 1 - 2 * (rest.gather(1, worst) < 0).to(x)
     return near.scatter_add(1, worst, other_way * near.sum(1, keepdim=True).remainder(2))
 
 

@@ -186,7 +186,7 @@ def test_a_transposed_half_precision_weight() -> None:
     [
         ("vq2c8", DAMPING, "gptq takes scalar formats"),
         ("e8c8", DAMPING, "gptq takes scalar formats"),
-        ("int4", 0.0, "damping above 0, not damping 0.0"),
+        ("int4", 0.0, "damping above 0, not 0.0"),
         ("int9", DAMPING, "unknown"),
     ],
 )
@@ -197,10 +197,10 @@ def test_what_is_refused(name: str, damping: float, message: str) -> None:
 
 def test_values_that_are_not_finite_are_refused() -> None:
     weight, statistics = normal(4, 16), correlated(16)
-    with pytest.raises(ValueError, match="NaN or infinity"):
+    with pytest.raises(ValueError, match="finite floating-point"):
         gptq(weight.index_fill(1, torch.tensor([2]), torch.nan), statistics, "int4")
     statistics.hessian[0, 0] = torch.inf
-    with pytest.raises(ValueError, match="finite Hessian"):
+    with pytest.raises(ValueError, match="inputs that the statistics are of hold NaN or infinity"):
         gptq(weight, statistics, "int4")
 
 

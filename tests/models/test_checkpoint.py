@@ -260,11 +260,11 @@ def test_a_killed_run_leaves_no_folder_and_the_next_one_works(tmp_path: Path) ->
     code = "import sys; from kbitlib.models.checkpoint import quantize_checkpoint; quantize_checkpoint(*sys.argv[1:])"
     with subprocess.Popen([sys.executable, "-c", code, source, "kmeans8-b64", out]) as process:  # takes a second
         deadline = time.monotonic() + 60
-        while not list(tmp_path.glob(".out.*/*.safetensors")) and time.monotonic() < deadline:
+        while not list(tmp_path.glob(".unfinished-*/part/*.safetensors")) and time.monotonic() < deadline:
             time.sleep(0.001)
         process.send_signal(signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
-    assert list(tmp_path.glob(".out.*"))
+    assert list(tmp_path.glob(".unfinished-*"))
     assert not out.exists()
     quantize_checkpoint(source, "int8-b64", out)
     assert Checkpoint(out).manifest.tensors.keys() == {"m"}

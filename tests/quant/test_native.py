@@ -188,3 +188,33 @@ def test_every_level_finds_itself() -> None:
     for name in ("nf8", "dynamic8", "e4m3", "nf5", "pot6"):
         levels = codebook(name, unit=True).levels.unique()
         assert torch.equal(quantize(levels, f"{name}-row-fp32").dequantize().unique(), levels)
+
+
+@pytest.mark.parametrize(
+    "format", ["nf4-b16", "int4-b64-zp", "kmeans4", "e2m1-b16-e4m3", "nf4-b64-dq", "e8c8", "ternary"]
+)
+@pytest.mark.parametrize("default", [torch.bfloat16, torch.float64])
+def test_pytorchs_default_type_and_device_do_not_matter(format: str, default: torch.dtype) -> None:
+    weight = torch.randn(16, 256, generator=torch.Generator().manual_seed(5))
+    expected = quantize(weight, format).dequantize()
+    torch.set_default_dtype(default)
+    try:
+        assert torch.equal(quantize(weight, format).dequantize(), expected)
+        with torch.device("meta"):
+            assert torch.equal(quantize(weight, format).dequantize(), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("format", ["int8", "nf4", "int4-b64-mse", "q4.4", "kmeans4"])
+def test_a_view_that_stands_for_the_negative_is_read_as_it_is(format: str) -> None:
+    weight = torch.randn(4, 64, generator=torch.Generator().manual_seed(6))
+    negative = torch._neg_view(weight)
+    assert negative.is_neg()
+    assert torch.equal(quantize(negative, format).dequantize(), quantize(negative.clone(), format).dequantize())
+
+
+@pytest.mark.parametrize("format", ["nf4-b64-e8m0", "ternary-b64-e8m0", "int4", "int4s", "int4-b64-zpf"])
+def test_zero_blocks_of_either_sign_are_stored_alike(format: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for zeros in (torch.zeros(2, 64), -torch.zeros(2, 64)):
+        assert_same(zeros, format, monkeypatch)

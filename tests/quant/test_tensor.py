@@ -1,5 +1,6 @@
 """Quantize and dequantize: every format on every kind of tensor."""
 
+import dataclasses
 import re
 from itertools import pairwise
 
@@ -201,3 +202,38 @@ def test_log_levels_run_evenly_in_the_logarithm_between_the_extremes() -> None:
     found = quantize(x, "log4-row-fp32").dequantize()
     assert torch.allclose(found, x, rtol=2e-3)  # eight magnitudes, an octave apart
     assert torch.equal(found.sign(), x.sign())
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("scales", lambda array: array.view(torch.int16)),
+        ("scales", lambda array: array.T),
+        ("scales", lambda array: array.to("meta")),
+        ("codes", lambda array: array.view(4, -1)),
+        ("codes", lambda array: array.view(torch.int8)),
+    ],
+)
+def test_arrays_of_another_type_shape_or_place_are_refused(name: str, change) -> None:
+    packed = quantize(torch.randn(4, 128), "int4")
+    with pytest.raises(ValueError, match=f"{name} of int4-b64 are torch"):
+        dataclasses.replace(packed, **{name: change(getattr(packed, name))})
+
+
+def test_outlier_columns_lie_within_the_matrix() -> None:
+    packed = quantize(torch.randn(4, 128), "int4")
+    with pytest.raises(ValueError, match="outlier columns are 0 to 127, not"):
+        dataclasses.replace(
+            packed, outlier_columns=torch.tensor([128], dtype=torch.int32), outliers=torch.ones(4, 1).half()
+        )
+
+
+def test_double_quantization_of_scales_beyond_float32_is_refused() -> None:
+    with pytest.raises(ValueError, match="beyond float32, so dq cannot store them"):
+        quantize(torch.full((4, 64), 2e38), "nf4-dq")
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.bool])
+def test_whole_numbers_are_refused(dtype: torch.dtype) -> None:
+    with pytest.raises(ValueError, match="only float16, bfloat16, float32 and float64 tensors are quantized"):
+        quantize(torch.ones(3, 3, dtype=dtype), "int8")
