@@ -30,7 +30,7 @@ LEAST_STEPS = 3  # with fewer there is no constant part to branch off
 
 identified = cache(identify)  # five chapters are checked at once, and the text is large
 
-Bits = Annotated[int, Field(ge=1, le=8)]
+Bits = Annotated[int, Field(ge=2, le=8)]  # one bit is the data type binary's
 Positive = Annotated[int, Field(ge=1)]
 
 
