@@ -14,7 +14,7 @@ def smoke(chapter: str, **changes: object) -> dict[str, object]:
         ("01_quantizer_theory", {"bits": 9}, r"bits = 9: .*less than or equal to 8"),
         ("01_quantizer_theory", {"bits": "3x"}, r"bits = '3x': .*integer"),
         ("01_quantizer_theory", {"elements": ["int", "imt"]}, r"elements = .*imt"),
-        ("02_quantization_runs", {"bit_widths": [2, 0]}, r"bit_widths.1 = 0: .*greater than or equal to 1"),
+        ("02_quantization_runs", {"bit_widths": [2, 0]}, r"bit_widths.1 = 0: .*greater than or equal to 2"),
         ("02_quantization_runs", {"block": 0}, r"block = 0: .*greater than or equal to 1"),
         ("02_quantization_runs", {"swept_blocks": [-32]}, r"not -32"),
         ("00_start_here", {"widths": [16, 24]}, r"2 widths, 6 depths and 6 numbers of seeds"),
