@@ -30,7 +30,7 @@ typedef struct {
     void *out;            /* dequantize: (rows, columns) to write */
     uint8_t *codes;       /* packed */
     float *scale, *zero;  /* (rows, blocks a row); zero for ZERO_POINT and MINIMUM */
-    const float *levels;  /* quantize: thresholds as a search tree, [256]; dequantize: the level of each code, [256] */
+    const float *levels;  /* quantize: thresholds as a search tree, [256]; dequantize: what each code counts as, [256] */
     const uint8_t *order; /* quantize: the code of each rank, [256], or NULL where codes count the levels */
     int64_t rows, columns, block;
     int32_t dtype, range, scale_type, kind;
@@ -376,7 +376,7 @@ ALWAYS void sixty_four(const __m512 *table, const __m512i (*bytes)[4], const uin
 }
 
 /* One row. Where it can, it writes past the caches, which would read every line before it is written over. */
-ALWAYS void decode_levels_in(const Job *job, const Planes *planes, const uint8_t *codes, const float *scale, float *out, const int bits) {
+ALWAYS void decode_row_in(const Job *job, const Planes *planes, const uint8_t *codes, const float *scale, const float *zero, float *out, const int bits) {
     __m512 table[2], levels[4];
     __m512i bytes[4][4];
     for (int i = 0; i < 2; i++) table[i] = _mm512_loadu_ps(job->levels + 16 * i);
@@ -384,12 +384,13 @@ ALWAYS void decode_levels_in(const Job *job, const Planes *planes, const uint8_t
     const int past = job->dtype == FP32 && (uintptr_t)out % 64 == 0 && job->block % 16 == 0;
     for (int64_t at = 0, b = 0; at < job->columns; at += job->block, b++) {
         const int64_t end = job->columns - at < job->block ? job->columns : at + job->block;
-        const __m512 factor = _mm512_set1_ps(scale[b]);
+        const __m512 factor = _mm512_set1_ps(scale[b]), offset = _mm512_set1_ps(zero ? zero[b] : 0);
         for (int64_t i = at; i < end; i += 64) {
             sixty_four(table, (const void *)bytes, codes + i, levels, bits); /* codes has room beyond */
             for (int q = 0; q < 4; q++) {
                 const int64_t left = end - i - 16 * q;
-                const __m512 weights = _mm512_mul_ps(levels[q], factor);
+                __m512 weights = _mm512_mul_ps(job->kind == ZERO_POINT ? _mm512_sub_ps(levels[q], offset) : levels[q], factor);
+                if (job->kind == MINIMUM) weights = _mm512_add_ps(weights, offset);
                 if (left >= 16 && past) _mm512_stream_ps(out + i + 16 * q, weights);
                 else if (left >= 16) _mm512_storeu_ps(out + i + 16 * q, weights);
                 else if (left > 0) _mm512_mask_storeu_ps(out + i + 16 * q, (__mmask16)((1u << left) - 1), weights);
@@ -398,31 +399,25 @@ ALWAYS void decode_levels_in(const Job *job, const Planes *planes, const uint8_t
     }
 }
 
-static void decode_levels(const Job *job, const Planes *planes, const uint8_t *codes, const float *scale, float *out) {
+static void decode_row(const Job *job, const Planes *planes, const uint8_t *codes, const float *scale, const float *zero, float *out) {
     switch (job->bits) {
-        case 8: decode_levels_in(job, planes, codes, scale, out, 8); break;
-        case 7: decode_levels_in(job, planes, codes, scale, out, 7); break;
-        case 6: decode_levels_in(job, planes, codes, scale, out, 6); break;
-        case 5: decode_levels_in(job, planes, codes, scale, out, 5); break;
-        default: decode_levels_in(job, planes, codes, scale, out, 4);
+        case 8: decode_row_in(job, planes, codes, scale, zero, out, 8); break;
+        case 7: decode_row_in(job, planes, codes, scale, zero, out, 7); break;
+        case 6: decode_row_in(job, planes, codes, scale, zero, out, 6); break;
+        case 5: decode_row_in(job, planes, codes, scale, zero, out, 5); break;
+        default: decode_row_in(job, planes, codes, scale, zero, out, 4);
     }
 }
 #else
-static void decode_levels(const Job *job, const Planes *planes, const uint8_t *codes, const float *scale, float *out) {
+static void decode_row(const Job *job, const Planes *planes, const uint8_t *codes, const float *scale, const float *zero, float *out) {
     (void)planes;
-    for (int64_t i = 0; i < job->columns; i++) out[i] = job->levels[codes[i]] * scale[i / job->block];
-}
-#endif
-
-static void decode(const Job *job, const Planes *planes, const uint8_t *codes, const float *scale, const float *zero, float *out) {
-    if (job->kind == LEVELS) { decode_levels(job, planes, codes, scale, out); return; }
-    for (int64_t at = 0, b = 0; at < job->columns; at += job->block, b++) {
-        const int64_t end = job->columns - at < job->block ? job->columns : at + job->block;
-        const float step = scale[b], offset = zero[b];
-        if (job->kind == ZERO_POINT) for (int64_t i = at; i < end; i++) out[i] = ((float)codes[i] - offset) * step;
-        else for (int64_t i = at; i < end; i++) out[i] = (float)codes[i] * step + offset;
+    for (int64_t i = 0; i < job->columns; i++) {
+        const int64_t b = i / job->block;
+        out[i] = (job->kind == ZERO_POINT ? job->levels[codes[i]] - zero[b] : job->levels[codes[i]]) * scale[b];
+        if (job->kind == MINIMUM) out[i] += zero[b];
     }
 }
+#endif
 
 static void write_as(const Job *job, const float *x, int64_t row) {
     const int64_t n = job->columns;
@@ -494,7 +489,7 @@ int kbit_quantize(const Job *job) {
 int kbit_dequantize(const Job *job) {
     const int64_t together = rows_together(job), groups = (job->rows + together - 1) / together, n = job->columns;
     const int64_t per_row = (n + job->block - 1) / job->block, bytes = packed_bytes(job, together * n);
-    const Planes planes = job->kind == LEVELS ? planes_of(job->levels) : (Planes){0};
+    const Planes planes = planes_of(job->levels);
     int bad = 0;
     #pragma omp parallel num_threads(job->threads) reduction(| : bad)
     {
@@ -509,7 +504,7 @@ int kbit_dequantize(const Job *job) {
             else unpack_trits(job->codes + g * bytes, (last - first) * n, codes);
             for (int64_t row = first; row < last; row++) {
                 float *x = job->dtype == FP32 ? (float *)job->out + row * n : buffer;
-                decode(job, &planes, codes + (row - first) * n, job->scale + row * per_row, job->zero ? job->zero + row * per_row : NULL, x);
+                decode_row(job, &planes, codes + (row - first) * n, job->scale + row * per_row, job->zero ? job->zero + row * per_row : NULL, x);
                 if (job->dtype != FP32) write_as(job, buffer, row);
             }
         }

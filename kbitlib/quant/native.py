@@ -112,8 +112,10 @@ def dequantize(codes: Tensor, blocks: Blocks, grids: list[Grid], dtype: torch.dt
         return None
     job, book = _on_grids(blocks, grids), grids[0].book
     if book is not None:  # even levels too: as exact in a table as counted
-        job.kind = LEVELS
-        job.point("levels", torch.nn.functional.pad(book.table, (0, 256 - len(book.table))))
+        job.kind, table = LEVELS, book.table
+    else:
+        table = torch.arange(job.high + 1, **FLOAT32)
+    job.point("levels", torch.nn.functional.pad(table, (0, 256 - len(table))))
     out = torch.empty(blocks.rows, blocks.columns, dtype=dtype, device="cpu")
     job.point("out", out)
     job.point("codes", codes.resolve_neg().contiguous())
