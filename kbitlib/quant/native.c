@@ -109,9 +109,10 @@ static float power_of_two(float span, int emax) {
 
 /* Scale and zero of one block; returns 1 where a weight is not finite or a scale or minimum does not fit its type. */
 static int find_grid(const Job *job, const float *x, int64_t n, float *scale, float *zero) {
-    if (absmax_bits(x, n) >= 0x7f800000) return 1;
+    const uint32_t largest = absmax_bits(x, n);
+    if (largest >= 0x7f800000) return 1;
     float low = 0, high = 0;
-    if (job->range == ABSMAX) high = of_bits(absmax_bits(x, n));
+    if (job->range == ABSMAX) high = of_bits(largest);
     else if (job->range == MEAN) high = mean_magnitude(x, n);
     else ends(x, n, &low, &high);
     if (job->range == SIGNED_ABSMAX) { high = high >= -low ? high : low; low = 0; }
@@ -253,6 +254,18 @@ static void put_in_order(uint8_t *codes, int64_t n, int bits, const uint8_t *ord
 ALWAYS void pack_bits(const uint8_t *codes, int64_t n, uint8_t *packed, const int k) {
     const uint64_t ones = 0x0101010101010101ull * (uint64_t)((1 << k) - 1);
     int64_t i = 0;
+#ifdef WIDE
+    for (; k == 4 && i + 64 <= n; i += 64, packed += 32) { /* neighbours as sixteens and ones of a sum */
+        const __m512i few = _mm512_and_si512(_mm512_loadu_si512(codes + i), _mm512_set1_epi8(15));
+        const __m512i pairs = _mm512_maddubs_epi16(few, _mm512_set1_epi16(0x0110));
+        _mm256_storeu_si256((void *)packed, _mm512_cvtepi16_epi8(pairs));
+    }
+    for (; k == 2 && i + 64 <= n; i += 64, packed += 16) {
+        const __m512i few = _mm512_and_si512(_mm512_loadu_si512(codes + i), _mm512_set1_epi8(3));
+        const __m512i pairs = _mm512_maddubs_epi16(few, _mm512_set1_epi16(0x0104));
+        _mm_storeu_si128((void *)packed, _mm512_cvtepi32_epi8(_mm512_madd_epi16(pairs, _mm512_set1_epi32(0x00010010))));
+    }
+#endif
     for (; i + 8 <= n; i += 8, packed += k) {
         uint64_t word;
         memcpy(&word, codes + i, 8);
