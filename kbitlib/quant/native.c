@@ -23,6 +23,7 @@ enum { FP32, FP16, BF16, E8M0 };                               /* types of value
 enum { GIVEN, ABSMAX, SIGNED_ABSMAX, MEAN, WITH_ZERO, ENDS };  /* what a block's scale spans */
 enum { INTEGERS, ZERO_POINT, MINIMUM, LEVELS };                /* how a code stands for a level */
 enum { TRITS = 5 };                                            /* base-3 digits a byte */
+enum { CHUNK = 16 };                                           /* groups of rows a thread takes at a time: cores may be unlike */
 enum { AHEAD = 4096 };                                         /* bytes of codes fetched before they are needed */
 
 typedef struct {
@@ -361,10 +362,10 @@ static Planes planes_of(const float *levels) {
 }
 
 #ifdef WIDE
-/* The levels of 64 codes: up to 32 levels from registers of floats, more byte by byte from tables of bytes. */
-ALWAYS void sixty_four(const __m512 *table, const __m512i (*bytes)[4], const uint8_t *codes, __m512 *out, const int bits) {
+/* The levels of 64 codes, or of their first quarters: up to 32 levels from registers of floats, more byte by byte from tables of bytes. */
+ALWAYS void sixty_four(const __m512 *table, const __m512i (*bytes)[4], const uint8_t *codes, __m512 *out, const int bits, int quarters) {
     if (bits <= 5) {
-        for (int q = 0; q < 4; q++) {
+        for (int q = 0; q < quarters; q++) {
             const __m512i code = _mm512_cvtepu8_epi32(_mm_loadu_si128((const void *)(codes + 16 * q)));
             out[q] = lookup(table, code, bits <= 4 ? 1 : 2, 0, 0);
         }
@@ -399,7 +400,9 @@ ALWAYS void decode_row_in(const Job *job, const Planes *planes, const uint8_t *c
         const int64_t end = job->columns - at < job->block ? job->columns : at + job->block;
         const __m512 factor = _mm512_set1_ps(scale[b]), offset = _mm512_set1_ps(zero ? zero[b] : 0);
         for (int64_t i = at; i < end; i += 64) {
-            sixty_four(table, (const void *)bytes, codes + i, levels, bits); /* codes has room beyond */
+            /* codes has room beyond */
+            if (end - i >= 64) sixty_four(table, (const void *)bytes, codes + i, levels, bits, 4);
+            else sixty_four(table, (const void *)bytes, codes + i, levels, bits, (int)(end - i + 15) / 16);
             for (int q = 0; q < 4; q++) {
                 const int64_t left = end - i - 16 * q;
                 __m512 weights = _mm512_mul_ps(job->kind == ZERO_POINT ? _mm512_sub_ps(levels[q], offset) : levels[q], factor);
@@ -470,7 +473,7 @@ int kbit_quantize(const Job *job) {
         float *buffer = job->dtype == FP32 ? NULL : malloc((size_t)n * sizeof(float));
         float *inverse = malloc((size_t)per_row * sizeof(float));
         if (!codes || !inverse || (job->dtype != FP32 && !buffer)) bad |= 2;
-        #pragma omp for schedule(static)
+        #pragma omp for schedule(dynamic, CHUNK)
         for (int64_t g = 0; g < groups; g++) {
             if (bad) continue;
             const int64_t first = g * together, last = first + together < job->rows ? first + together : job->rows;
@@ -509,7 +512,7 @@ int kbit_dequantize(const Job *job) {
         uint8_t *codes = malloc((size_t)(together * n + 64));
         float *buffer = job->dtype == FP32 ? NULL : malloc((size_t)n * sizeof(float));
         if (!codes || (job->dtype != FP32 && !buffer)) bad |= 2;
-        #pragma omp for schedule(static)
+        #pragma omp for schedule(dynamic, CHUNK)
         for (int64_t g = 0; g < groups; g++) {
             if (bad) continue;
             const int64_t first = g * together, last = first + together < job->rows ? first + together : job->rows;
