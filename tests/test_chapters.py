@@ -125,6 +125,7 @@ def test_a_second_run_computes_nothing(smoke: Path, kbit) -> None:
     tables = {path.name: path.read_bytes() for path in (smoke / "records").glob("*.csv")}
     done = kbit("run", "--profile", "smoke", store=smoke / "store")
     assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("unchanged since") == len(CHAPTERS)
     assert snapshot(smoke / "store") == before
     assert {path.name: path.read_bytes() for path in (smoke / "records").glob("*.csv")} == tables
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +47,8 @@ def chapter_titles(names: list[str]) -> list[dict[str, str]]:
 def run_chapters(chosen: Mapping[str, Common], every: Mapping[str, Common], say: Say) -> list[str]:
     """Execute and render the chosen chapters, then the index over all; returns the names of those that failed.
 
-    A chapter that fails leaves its page, with the error in it, and the others go on. What happened stands in
+    A chapter that would do the same again, with the same library, is rendered from its last run. One that fails leaves
+    its page, with the error in it, and the others go on. What happened stands in
     ``run.json``,
     written whole after each change, since a notebook left by a killed run still calls itself completed.
     """
@@ -54,6 +57,11 @@ def run_chapters(chosen: Mapping[str, Common], every: Mapping[str, Common], say:
     failed = []
     for number, (name, settings) in enumerate(chosen.items(), start=1):
         say(f"[{number}/{len(chosen)}] {name}")
+        executed, last = folder / "notebooks" / f"{name}.ipynb", read_notes(folder).get(name, {})
+        if last.get("library") == library_digest() and executed.is_file() and is_current(name, settings, last):
+            render_chapter(name, settings, executed, titles, last)
+            say(f"[{number}/{len(chosen)}] {name}: unchanged since {last['started']}")
+            continue
         entry: dict[str, Any] = {
             "status": "running",
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -61,7 +69,6 @@ def run_chapters(chosen: Mapping[str, Common], every: Mapping[str, Common], say:
         }
         note(folder, name, entry)
         began = time.perf_counter()
-        executed = folder / "notebooks" / f"{name}.ipynb"
         entry["error"] = execute(name, settings, executed)
         entry["status"] = "failed" if entry["error"] else "done"
         entry["seconds"] = time.perf_counter() - began
@@ -71,6 +78,7 @@ def run_chapters(chosen: Mapping[str, Common], every: Mapping[str, Common], say:
         entry["provenance"] = about
         entry["parameters"] = settings.model_dump()
         entry["notebook"] = sha256(NOTEBOOKS / f"{name}.ipynb")
+        entry["library"] = library_digest()
         render_chapter(name, settings, executed, titles, entry)
         note(folder, name, entry)
         say(f"[{number}/{len(chosen)}] {name}: {entry['status']} in {duration(entry['seconds'])}")
@@ -159,9 +167,17 @@ def write_index(folder: Path, every: Mapping[str, Common], titles: list[dict[str
     bundle(folder)
 
 
+@cache
+def library_digest() -> str:
+    """The sha256 over all source files of the library."""
+    package = Path(__file__).resolve().parents[1]
+    files = sorted(path for suffix in ("*.py", "*.c") for path in package.rglob(suffix))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+
+
 def is_current(name: str, settings: Common, entry: Mapping[str, Any]) -> bool:
-    """Whether a chapter that ran would say the same today."""
-    same = (entry.get("parameters"), entry.get("notebook")) == (
+    """Whether a chapter that was done would say the same today."""
+    same = entry.get("status") == "done" and (entry.get("parameters"), entry.get("notebook")) == (
         settings.model_dump(),
         sha256(NOTEBOOKS / f"{name}.ipynb"),
     )
