@@ -72,7 +72,7 @@ def gains(path: Path, method: str) -> pd.DataFrame:
     """By how much a method's loss lies below rounding to nearest in the same format, by width and model; its error."""
     frame = pd.read_csv(path).set_index(["k", "model", "format"])
     nearest, other = frame[frame.method == "rtn"], frame[frame.method == method]
-    both = other.join(nearest, rsuffix="_nearest", how="inner")
+    both = other.join(nearest.add_suffix("_nearest"), how="inner")
     error = (both.delta_se**2 + both.delta_se_nearest**2) ** 0.5
     return pd.DataFrame({"gain": both.delta_nearest - both.delta, "error": error})
 
