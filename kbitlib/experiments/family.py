@@ -13,8 +13,8 @@ from torch import nn
 from kbitlib.data.batches import windows
 from kbitlib.data.corpus import load as load_corpus
 from kbitlib.data.corpus import prepare
+from kbitlib.models.layers import block_linears, weight_of
 from kbitlib.models.pretrained import CALIBRATION, Pretrained, load_pretrained
-from kbitlib.models.quantized import block_linears, weight_of
 from kbitlib.runs.store import Store
 from kbitlib.runs.sweep import sweep
 from kbitlib.training.trainer import Training, held_out_windows, load_model, train

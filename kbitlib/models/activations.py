@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from kbitlib.methods.calibration import InputStatistics
-from kbitlib.models.quantized import block_linears
+from kbitlib.models.layers import block_linears
 from kbitlib.quant import Format
 from kbitlib.quant.blocks import TENSOR
 from kbitlib.quant.fake import fake_quantize

@@ -18,8 +18,9 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from kbitlib.methods.hqq import hqq
+from kbitlib.models.layers import is_linear
 from kbitlib.models.pretrained import architecture, own_names, read_weights, read_windows
-from kbitlib.models.quantized import CALIBRATED, METHODS, QuantizedLinear, is_linear, quantize_linears
+from kbitlib.models.quantized import CALIBRATED, METHODS, QuantizedLinear, quantize_linears
 from kbitlib.models.tensor_files import CODES, FLOATS, INDEX, WHOLE, Entry, entries, made_whole, shards, size, writer
 from kbitlib.quant import Format, QuantizedTensor, quantize
 from kbitlib.quant.blocks import TENSOR
@@ -245,12 +246,8 @@ def layout(name: str, record: Record) -> dict[str, Entry]:
     """Type and shape of what is stored of a tensor, by name, known before it is quantized."""
     if record.format is None:
         return {name: (record.dtype, record.shape)}
-    format, stored = Format.parse(record.format), dict[str, Entry]()
-    blocks, alike = format.blocks(record.matrix), quantize(torch.ones(1, 8), format).arrays
-    for array, nbytes in format.stored_bytes(record.matrix).items():
-        like = alike[array]
-        shape = (blocks.rows, blocks.per_row) if like.ndim == 2 else (nbytes // like.itemsize,)
-        stored[f"{name}.{array}"] = CODES[like.dtype], tuple(like.shape) if array == "codebook" else shape
+    arrays = Format.parse(record.format).layout(record.matrix)
+    stored = {f"{name}.{array}": (CODES[dtype], shape) for array, (dtype, shape) in arrays.items()}
     if count := record.outliers:
         rows = record.matrix[0]
         stored |= {f"{name}.outlier_columns": ("I32", (count,)), f"{name}.outliers": ("F16", (rows, count))}

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import groupby
 from math import prod
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from kbitlib.methods.calibration import InputStatistics, collect
 from kbitlib.methods.gptq import gptq
 from kbitlib.methods.hqq import hqq
 from kbitlib.methods.outliers import split_outliers
-from kbitlib.models.transformer import Transformer
+from kbitlib.models.layers import block_linears, weight_of
 from kbitlib.models.transforms import awq_scaled, rotated
 from kbitlib.quant import Format, QuantizedTensor, quantize
 
@@ -73,26 +73,6 @@ class Size:
     def total_bits_all(self) -> int:
         """Bits of the whole model, embeddings and all else that is not quantized at 16 bits."""
         return self.quantized_bits + EMBEDDING_BITS * self.other_weights
-
-
-def block_linears(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The linear layers inside a model's blocks, by name: what is quantized. Embedding and output projection are
-    not."""
-    output = model.unembedding if isinstance(model, Transformer) else cast(Any, model).get_output_embeddings()
-    for name, module in model.named_modules():
-        if module is not output and is_linear(module):
-            yield name, module
-
-
-def is_linear(module: nn.Module) -> bool:
-    """True of `nn.Linear` and of GPT-2's ``Conv1D``, which is a linear layer that keeps its weight transposed."""
-    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
-
-
-def weight_of(module: nn.Module) -> Tensor:
-    """A linear layer's weight as (out, in), so that blocks run along the input whatever the layer's own layout."""
-    weight = module.get_parameter("weight").detach()
-    return weight if isinstance(module, nn.Linear) else weight.T
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from kbitlib.methods.awq import awq_scale
 from kbitlib.methods.calibration import InputStatistics
 from kbitlib.methods.rotation import hadamard
+from kbitlib.models.layers import weight_of
 from kbitlib.quant import Format
 
 Scale = Callable[[Sequence[Tensor], InputStatistics], Tensor]  # weights (out, in) of one input -> (in,)
@@ -90,7 +91,7 @@ def _scaled(model: nn.Module, statistics: dict[str, InputStatistics], scale: Sca
         for source, rows, readers, power in _neighbours(block, layout):
             if (first := f"{name}.{readers[0]}") not in statistics:
                 raise ValueError(f"there are no input statistics of layer {first}")
-            weights = [_weight(block.get_submodule(reader)) for reader in readers]
+            weights = [weight_of(block.get_submodule(reader)) for reader in readers]
             found = scale(weights, statistics[first]).to(weights[0])
             for weight in weights:
                 weight *= found
@@ -106,8 +107,8 @@ def _neighbours(block: nn.Module, layout: Layout) -> Iterator[tuple[str, Any, li
         for norm, readers in layout.reads.items():
             if getattr(block.get_submodule(norm), "weight", None) is not None:
                 yield norm, slice(None), readers.split(), 1
-    rows = torch.arange(len(_weight(block.get_submodule(layout.values))))
-    columns = _weight(block.get_submodule(layout.mixture)).shape[1]
+    rows = torch.arange(len(weight_of(block.get_submodule(layout.values))))
+    columns = weight_of(block.get_submodule(layout.mixture)).shape[1]
     if len(rows) >= columns:  # fewer where heads share values
         fused = rows.view(-1, 3, attrgetter(layout.head_size)(block))[:, 2].flatten() if layout.head_size else rows
         yield layout.values, fused[-columns:], [layout.mixture], 1
@@ -144,9 +145,9 @@ def rotated(model: nn.Module, seed: int = 0) -> nn.Module:
         for name, readers in layout.reads.items():
             _turn_inputs(block.get_submodule(name), map(block.get_submodule, readers.split()), turn)
         values, mixture, down = map(block.get_submodule, (layout.values, layout.mixture, layout.down))
-        columns = _weight(mixture).shape[1]
+        columns = weight_of(mixture).shape[1]
         head = hadamard(columns // heads, seed + 1).to(turn.device)
-        _weight(mixture).copy_((_weight(mixture).double().view(-1, len(head)) @ head).view(-1, columns))
+        weight_of(mixture).copy_((weight_of(mixture).double().view(-1, len(head)) @ head).view(-1, columns))
         by_head = [channels for written in _written(values) for channels in written[-columns:].split(len(head))]
         outputs = [(written, turn) for written in _written(mixture) + _written(down)]
         for written, matrix in outputs + [(channels, head) for channels in by_head]:
@@ -157,7 +158,7 @@ def rotated(model: nn.Module, seed: int = 0) -> nn.Module:
 def _turn_inputs(norm: nn.Module, readers: Iterable[nn.Module], turn: Tensor) -> None:
     """Fold the gain of a norm, if it has one, into the layers that read it, and turn what they read."""
     gain = getattr(norm, "weight", torch.ones(()))
-    for weight in map(_weight, readers):
+    for weight in map(weight_of, readers):
         weight.copy_((weight.double() * gain) @ turn)
     gain.fill_(1)
 
@@ -171,13 +172,7 @@ def _blocks(model: nn.Module) -> list[tuple[str, nn.Module, Layout]]:
     raise ValueError(f"Transformer, Llama, OPT, GPT-2, GPT-NeoX and BLOOM can be scaled or rotated, not {kind}")
 
 
-def _weight(module: nn.Module) -> Tensor:
-    """A linear layer's weight as (out, in), also that of GPT-2's ``Conv1D``; writing to it writes to the layer."""
-    weight = module.get_parameter("weight").detach()
-    return weight.T if type(module).__name__ == "Conv1D" else weight
-
-
 def _written(module: nn.Module) -> list[Tensor]:
     """What makes a module's output: weight (out, in), or a norm's gain (out,), and, where there is one, bias (out,)."""
     bias = getattr(module, "bias", None)
-    return [_weight(module)] if bias is None else [_weight(module), bias.detach()]
+    return [weight_of(module)] if bias is None else [weight_of(module), bias.detach()]

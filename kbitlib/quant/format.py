@@ -36,7 +36,11 @@ GGUF: dict[str, tuple[int, int, str | None]] = {
     "IQ4_NL": (18, 32, None), "IQ4_XS": (136, 256, None), "TQ1_0": (54, 256, None), "TQ2_0": (66, 256, None),
 }  # fmt: skip
 ZEROS = ("zp", "zpf")
-SCALE_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "e8m0": 1, "e4m3": 1, "dq": 1}
+# As scales are stored; under double quantization as codes.
+SCALE_DTYPES = {
+    "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16,
+    "e8m0": torch.float8_e8m0fnu, "e4m3": torch.float8_e4m3fn, "dq": torch.uint8,
+}  # fmt: skip
 OUTER_BLOCK = 256  # scales that share a second scale under double quantization
 _PARTS = (
     "the parts that may follow the element are, in this order, -bN or -row or -tensor, -zp or -zpf, "
@@ -104,7 +108,7 @@ class Format:
             return "" if plain else "fixed point has no block, zero point, scale or range"
         if isinstance(self.block, bool) or not isinstance(self.block, int) or self.block < TENSOR:
             return "a block is a positive number of weights, 0 for a row or -1 for the tensor"
-        if self.zero not in ("none", *ZEROS) or self.scale not in SCALE_BYTES:
+        if self.zero not in ("none", *ZEROS) or self.scale not in SCALE_DTYPES:
             return _PARTS
         if self.block > 0 and self.block % self.weights_per_code:
             return f"a block of {self.name} holds whole vectors: a multiple of {self.weights_per_code} weights"
@@ -227,24 +231,35 @@ class Format:
         levels = codebook(self.name).levels
         return levels.unique() / self.fixed_steps
 
-    def stored_bytes(self, shape: Sequence[int]) -> dict[str, int]:
-        """What a tensor of this shape takes, in bytes, by array: codes, scales, outer_scales, zeros, codebook."""
-        parted = self.blocks(shape)
-        blocks = parted.count
-        stored = {"codes": packed_bytes(parted.rows * parted.columns // self.weights_per_code, self.code_bits)}
+    def layout(self, shape: Sequence[int]) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+        """Type and shape of each array that is stored for a tensor of this shape.
+
+        codes; scales, and zeros of "zpf" and log formats, (rows, blocks a row); outer_scales, a level above the scales;
+        packed zeros of "zp"; codebook, (2^k,) levels or (2^B, D) points.
+        """
+        blocks = self.blocks(shape)
+        per_block, count = (blocks.rows, blocks.per_row), blocks.rows * blocks.columns // self.weights_per_code
+        stored: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
+        stored["codes"] = torch.uint8, (packed_bytes(count, self.code_bits),)
         if self.scale != "none":
-            stored["scales"] = blocks * SCALE_BYTES[self.scale]
-        if self.scale == "dq":
-            stored["outer_scales"] = 4 * (1 + -(-blocks // OUTER_BLOCK))
-        if self.scale == "e4m3":
-            stored["outer_scales"] = 4
+            stored["scales"] = SCALE_DTYPES[self.scale], per_block
+        if self.scale in ("dq", "e4m3"):
+            stored["outer_scales"] = torch.float32, (1 + (self.scale == "dq") * -(-blocks.count // OUTER_BLOCK),)
         if self.zero == "zp":
-            stored["zeros"] = packed_bytes(blocks, self.k)
+            stored["zeros"] = torch.uint8, (packed_bytes(blocks.count, self.k),)
         if self.zero == "zpf" or self.kind == "log":
-            stored["zeros"] = 2 * blocks
+            stored["zeros"] = self.zero_dtype, per_block
         if self.learned:
-            stored["codebook"] = 2 * self.weights_per_code * 2 ** int(self.code_bits)
+            points = (2 ** int(self.code_bits),)
+            stored["codebook"] = (
+                torch.float16,
+                points if self.weights_per_code == 1 else (*points, self.weights_per_code),
+            )
         return stored
+
+    def stored_bytes(self, shape: Sequence[int]) -> dict[str, int]:
+        """What a tensor of this shape takes, in bytes, by array."""
+        return {name: dtype.itemsize * prod(size) for name, (dtype, size) in self.layout(shape).items()}
 
     def bits_per_weight(self, shape: Sequence[int]) -> float:
         """All bytes stored for a tensor of this shape, times 8, over its weights; 0 for a tensor without weights."""

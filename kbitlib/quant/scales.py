@@ -14,8 +14,6 @@ from kbitlib.quant.format import OUTER_BLOCK, Format
 from kbitlib.quant.rounding import nearest
 
 FLOATS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "dq": torch.float32}
-# As they are stored: under double quantization as codes.
-STORED = FLOATS | {"dq": torch.uint8, "e8m0": torch.float8_e8m0fnu, "e4m3": torch.float8_e4m3fn}
 E4M3_MAX = 448.0
 
 

@@ -13,7 +13,7 @@ from kbitlib.quant.format import Format
 from kbitlib.quant.grids import find_grids, fixed_book, fixed_point_grid, fixed_points
 from kbitlib.quant.packing import pack, unpack
 from kbitlib.quant.rounding import Grid, decode, encode
-from kbitlib.quant.scales import STORED, ScaleRule, load
+from kbitlib.quant.scales import ScaleRule, load
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -28,7 +28,7 @@ class QuantizedTensor:
     formats, log2 of a block's scale over its smallest magnitude. codebook: float16, (2^k,) levels of quantile and
     kmeans, (2^B, D) points of vqDcB.
     outlier_columns, outliers: int32 (n,) input columns that are kept in float16, (out, n), over what their codes say.
-    ValueError where an array's size is not what format and shape imply.
+    ValueError where arrays are not what format and shape imply.
     """
 
     format: Format
@@ -43,28 +43,15 @@ class QuantizedTensor:
     outliers: Tensor | None = None
 
     def __post_init__(self) -> None:
-        expected = self.format.stored_bytes(self.shape)
+        expected = self.format.layout(self.shape)
         if self.outlier_columns is not None:
             kept = len(self.outlier_columns)
-            expected |= {"outlier_columns": 4 * kept, "outliers": 2 * kept * self.shape[0]}
-        found = {name: array.nbytes for name, array in self.arrays.items()}
+            expected |= {"outlier_columns": (torch.int32, (kept,)), "outliers": (torch.float16, (self.shape[0], kept))}
+        found = {name: (array.dtype, tuple(array.shape)) for name, array in self.arrays.items()}
         if found != expected:
-            raise ValueError(f"{self.format} of shape {tuple(self.shape)} has arrays of bytes {expected}, not {found}")
-        blocks = self.format.blocks(self.shape)
-        per_block = (blocks.rows, blocks.per_row)
-        zeros = (
-            (torch.uint8, (found.get("zeros"),)) if self.format.zero == "zp" else (self.format.zero_dtype, per_block)
-        )
-        wanted = {
-            "codes": (torch.uint8, (found["codes"],)),
-            "scales": (STORED.get(self.format.scale), per_block),
-            "zeros": zeros,
-        }
-        for name, array in self.arrays.items():
-            dtype, shape = wanted.get(name, (array.dtype, tuple(array.shape)))
-            if (array.dtype, tuple(array.shape), array.device) != (dtype, shape, self.codes.device):
-                is_there = f"{array.dtype}, {tuple(array.shape)} on {array.device}"
-                raise ValueError(f"{name} of {self.format} are {dtype}, {shape} on {self.codes.device}, not {is_there}")
+            raise ValueError(f"{self.format} of shape {tuple(self.shape)} has arrays {expected}, not {found}")
+        if len(devices := {array.device for array in self.arrays.values()}) > 1:
+            raise ValueError(f"the arrays of a quantized tensor lie on one device, not on {devices}")
         columns = self.outlier_columns
         if columns is not None and len(columns) and not 0 <= int(columns.min()) <= int(columns.max()) < self.shape[1]:
             raise ValueError(f"outlier columns are 0 to {self.shape[1] - 1}, not {columns.tolist()}")

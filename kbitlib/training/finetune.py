@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from kbitlib.data.batches import random_batch
-from kbitlib.models.quantized import block_linears, weight_of
+from kbitlib.models.layers import block_linears, weight_of
 from kbitlib.models.transformer import Transformer
 from kbitlib.quant import Format
 from kbitlib.quant.fake import fake_quantize

@@ -7,7 +7,8 @@ from torch import nn
 
 from kbitlib.methods.calibration import InputStatistics, collect
 from kbitlib.models.activations import quantize_activations
-from kbitlib.models.quantized import block_linears, quantized_copy
+from kbitlib.models.layers import block_linears
+from kbitlib.models.quantized import quantized_copy
 from kbitlib.models.transformer import Shape, Transformer
 from kbitlib.quant import Format, quantize
 

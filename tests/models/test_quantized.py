@@ -3,7 +3,8 @@ import copy
 import pytest
 import torch
 
-from kbitlib.models.quantized import QuantizedLinear, block_linears, quantized_copy
+from kbitlib.models.layers import block_linears
+from kbitlib.models.quantized import QuantizedLinear, quantized_copy
 from kbitlib.models.transformer import Shape, Transformer
 from kbitlib.quant import Format, quantize
 

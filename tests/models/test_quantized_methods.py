@@ -10,15 +10,9 @@ from torch import Tensor, nn
 
 from kbitlib.methods.calibration import collect
 from kbitlib.methods.gptq import gptq
+from kbitlib.models.layers import block_linears, weight_of
 from kbitlib.models.pretrained import Logits
-from kbitlib.models.quantized import (
-    CALIBRATED,
-    METHODS,
-    block_linears,
-    quantize_linears,
-    quantized_copy,
-    weight_of,
-)
+from kbitlib.models.quantized import CALIBRATED, METHODS, quantize_linears, quantized_copy
 from kbitlib.models.transformer import Shape, Transformer
 from kbitlib.quant import quantize
 

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from kbitlib.methods.awq import output_error
 from kbitlib.methods.calibration import InputStatistics, collect
 from kbitlib.models.activations import quantize_activations
+from kbitlib.models.layers import block_linears, weight_of
 from kbitlib.models.pretrained import Logits
-from kbitlib.models.quantized import block_linears, quantized_copy, weight_of
+from kbitlib.models.quantized import quantized_copy
 from kbitlib.models.transformer import Shape, Transformer
 from kbitlib.models.transforms import awq_scaled, rotated, smoothed
 from kbitlib.quant import quantize

@@ -169,9 +169,9 @@ def test_other_types_are_refused(dtype: torch.dtype) -> None:
 
 def test_arrays_of_wrong_size_are_refused() -> None:
     packed = quantize(sample((3, 64), 0), "nf4-b64")
-    with pytest.raises(ValueError, match="bytes"):
+    with pytest.raises(ValueError, match="has arrays"):
         QuantizedTensor(packed.format, torch.Size((3, 65)), packed.dtype, packed.codes, packed.scales)
-    with pytest.raises(ValueError, match="bytes"):
+    with pytest.raises(ValueError, match="has arrays"):
         QuantizedTensor(packed.format, packed.shape, packed.dtype, packed.codes)
 
 
@@ -216,7 +216,7 @@ def test_log_levels_run_evenly_in_the_logarithm_between_the_extremes() -> None:
 )
 def test_arrays_of_another_type_shape_or_place_are_refused(name: str, change) -> None:
     packed = quantize(torch.randn(4, 128), "int4")
-    with pytest.raises(ValueError, match=f"{name} of int4-b64 are torch"):
+    with pytest.raises(ValueError, match="int4-b64 of shape .* has arrays|lie on one device"):
         dataclasses.replace(packed, **{name: change(getattr(packed, name))})
 
 

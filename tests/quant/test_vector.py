@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from kbitlib.models.quantized import block_linears, quantized_copy
+from kbitlib.models.layers import block_linears
+from kbitlib.models.quantized import quantized_copy
 from kbitlib.models.transformer import Shape, Transformer
 from kbitlib.quant import QuantizedTensor, fake, quantize
 from kbitlib.quant.bounds import lloyd_max, shannon

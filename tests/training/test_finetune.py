@@ -3,7 +3,8 @@ import pytest
 import torch
 
 from kbitlib.data.corpus import CorpusSettings
-from kbitlib.models.quantized import block_linears, quantized_copy
+from kbitlib.models.layers import block_linears
+from kbitlib.models.quantized import quantized_copy
 from kbitlib.models.transformer import Shape, Transformer
 from kbitlib.training.evaluate import window_losses
 from kbitlib.training.finetune import StraightThrough, finetune
