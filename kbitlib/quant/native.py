@@ -5,17 +5,9 @@ warning), on other devices, and for formats that need more than a scale, a zero 
 """
 
 import ctypes
-import hashlib
-import os
-import shutil
-import subprocess
-import tempfile
-import warnings
-from atexit import register
 from functools import cache
 from math import ceil, log2
 from pathlib import Path
-from shlex import split
 from typing import Any
 
 import torch
@@ -23,14 +15,13 @@ from torch import Tensor
 
 from kbitlib.quant.blocks import Blocks
 from kbitlib.quant.codebooks import Codebook
+from kbitlib.quant.compiled import load
 from kbitlib.quant.format import Format
 from kbitlib.quant.packing import packed_bytes
 from kbitlib.quant.rounding import Grid
 
 SOURCE = Path(__file__).with_name("native.c")
-# What a compiler may know of, the best first; without OpenMP one thread does the work.
-FLAGS = (("-march=native", "-fopenmp"), ("-march=native",), ())
-ALWAYS = ("-O3", "-ffp-contract=off", "-shared", "-fPIC")
+ALWAYS = ("-O3", "-ffp-contract=off")
 # The constants of native.c.
 TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 SCALES = {"fp32": 0, "fp16": 1, "bf16": 2, "e8m0": 3, "dq": 0}
@@ -165,54 +156,5 @@ def search_tree(thresholds: Tensor, depth: int) -> Tensor:
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The compiled library, compiled now if it is not in the cache; None, with a warning, where that fails."""
-    chosen = split(os.environ.get("CC", ""))
-    found = [command for command in (chosen, ["cc"], ["gcc"], ["clang"]) if command and shutil.which(command[0])]
-    if not found:
-        warnings.warn("no C compiler (cc, gcc or clang) is found: quantization runs in PyTorch, slower", stacklevel=2)
-        return None
-    for flags in FLAGS:
-        try:
-            loaded = ctypes.CDLL(str(_compiled(found[0], (*ALWAYS, *flags))))
-            if loaded.kbit_quantize and loaded.kbit_dequantize:
-                return loaded
-        except (OSError, AttributeError, subprocess.CalledProcessError) as error:
-            reason = (getattr(error, "stderr", "") or str(error)).strip()
-    warnings.warn(f"{found[0][0]} does not compile native.c, so quantization runs in PyTorch: {reason}", stacklevel=2)
-    return None
-
-
-def _compiled(compiler: list[str], flags: tuple[str, ...]) -> Path:
-    """The compiled file, known by the source, the flags, and what the compiler says of itself and the processor.
-
-    Its name holds the hash of its content too, so that a damaged one is not loaded but made again.
-    """
-    about = subprocess.run([*compiler, *flags, "-dM", "-E", "-x", "c", os.devnull], capture_output=True, check=True)
-    key = hashlib.sha256(SOURCE.read_bytes() + " ".join(flags).encode() + about.stdout).hexdigest()[:16]
-    folder = _cache()
-    for path in folder.glob(f"{key}.*.so"):
-        if path.is_file() and path.name == f"{key}.{_digest(path)}.so":
-            return path
-    with tempfile.TemporaryDirectory(dir=folder) as work:
-        made = Path(work) / "made.so"
-        subprocess.run([*compiler, *flags, "-o", made, SOURCE, "-lm"], capture_output=True, text=True, check=True)
-        return made.rename(folder / f"{key}.{_digest(made)}.so")
-
-
-def _cache() -> Path:
-    """The user's own folder for compiled files, or one for this process alone where that is not to be had."""
-    home = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    folder = (home if home.is_absolute() else Path("~/.cache").expanduser()) / "kbit-lab"
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if os.access(folder, os.W_OK) and (not hasattr(os, "getuid") or folder.stat().st_uid == os.getuid()):
-            return folder  # what others own might hold what others wrote, and it is loaded
-    except OSError:
-        pass
-    private = tempfile.mkdtemp()
-    register(shutil.rmtree, private, ignore_errors=True)
-    return Path(private)
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    """The compiled library; None, with a warning, where there is no compiler for it."""
+    return load(SOURCE, ALWAYS, ("kbit_quantize", "kbit_dequantize"), "quantization runs in PyTorch, slower")

@@ -93,5 +93,5 @@ def test_arrays_that_do_not_go_together_are_refused() -> None:
     found = split_outliers(normal(8, 40), inputs_with([5], 40), "int4")
     kept = found.arrays["outliers"]
     for wrong in ({"outlier_columns": None}, {"outliers": None}, {"outliers": kept[:4]}, {"outliers": kept.float()}):
-        with pytest.raises(ValueError, match="of shape .* has arrays"):
+        with pytest.raises(ValueError, match=r"of shape .* has arrays"):
             replace(found, **wrong)

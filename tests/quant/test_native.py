@@ -65,7 +65,7 @@ def test_codes_scales_and_weights_are_those_of_the_plain_path(format: str, monke
 @pytest.mark.usefixtures("compiled")
 @pytest.mark.parametrize("format", ["nf4", "int3-b60", "int5-b64-zp", "int6-b64-zpf", "e4m3", "ternary", "nf7", "fp8"])
 def test_the_plain_c_of_other_machines_gives_the_same(format: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "FLAGS", (("-fopenmp",), ()))
+    monkeypatch.setattr("kbitlib.quant.compiled.FLAGS", (("-fopenmp",), ()))
     native.library.cache_clear()
     try:
         for shape in SHAPES:

@@ -216,7 +216,7 @@ def test_log_levels_run_evenly_in_the_logarithm_between_the_extremes() -> None:
 )
 def test_arrays_of_another_type_shape_or_place_are_refused(name: str, change) -> None:
     packed = quantize(torch.randn(4, 128), "int4")
-    with pytest.raises(ValueError, match="int4-b64 of shape .* has arrays|lie on one device"):
+    with pytest.raises(ValueError, match=r"int4-b64 of shape .* has arrays|lie on one device"):
         dataclasses.replace(packed, **{name: change(getattr(packed, name))})
 
 
