@@ -6,8 +6,10 @@ Without a compiler the plain PyTorch form does the work, which is said once, in 
 from __future__ import annotations
 
 import ctypes
+import math
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +24,8 @@ FLAGS = ("-O3", "-fno-tree-pre", "-ffp-contract=fast")
 SCALES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.uint8: 3}
 NONE, MASKS, MINIMA = range(3)
 FLOAT32, BFLOAT16, IN_VECTORS = 1, 2, 4
+
+ROWS_AT_ONCE = 1024  # of the weight, decoded together
 
 
 class Product(ctypes.Structure):
@@ -43,7 +47,9 @@ class Product(ctypes.Structure):
 @cache
 def library() -> ctypes.CDLL | None:
     """The compiled library; None, with a warning, where there is no compiler for it."""
-    return load(SOURCE, FLAGS, ("kbit_linear", "kbit_abilities"), "products decode the weight in PyTorch, slowly")
+    return load(
+        SOURCE, FLAGS, ("kbit_linear", "kbit_decode", "kbit_abilities"), "products decode the weight in PyTorch, slowly"
+    )
 
 
 def available() -> bool:
@@ -58,13 +64,20 @@ def abilities() -> int:
     return int(found.kbit_abilities()) if found else 0
 
 
+def many(dtype: torch.dtype) -> float:
+    """From how many rows of input on the weight is decoded and PyTorch multiplies: where that was measured faster."""
+    if not abilities() & IN_VECTORS:
+        return 32
+    return 384 if dtype == torch.bfloat16 else math.inf
+
+
 def path() -> str:
     """What a product on the CPU runs in."""
     if not available():
         return "PyTorch: there is no C compiler"
     if not abilities() & IN_VECTORS:
-        return "plain C: the processor has no AVX-512 with VBMI and VNNI"
-    return "AVX-512 with BF16" if abilities() & BFLOAT16 else "AVX-512 in float32: the processor has no BF16"
+        return "C without AVX-512, which the processor has not with VBMI and VNNI"
+    return "AVX-512 with BF16" if abilities() & BFLOAT16 else "AVX-512 in float32, for the processor has no BF16"
 
 
 def linear(
@@ -83,19 +96,77 @@ def linear(
     activation_bits: int,
 ) -> Tensor:
     """The operator, x (..., columns) to (..., rows) in the type of x; raises MemoryError."""
+    batch = x.numel() // columns if columns else 0
+    if batch == 0 or rows == 0:
+        return x.new_zeros(*x.shape[:-1], rows)
     as_it_is = activation_bits == 16 and x.dtype == torch.bfloat16 and abilities() & BFLOAT16
     inputs = x if as_it_is else x.float()
+    weight = (codes, scales, scale_levels, outer, zeros, levels, unit, gain, block, rows, columns)
+    if activation_bits == 16 and batch >= many(inputs.dtype):
+        return _decoded_first(inputs, weight).to(x.dtype)
     if columns % COLUMNS:
         inputs = F.pad(inputs, (0, -columns % COLUMNS))
     inputs = inputs.contiguous()
     out = torch.empty(*x.shape[:-1], rows, dtype=inputs.dtype, device="cpu")
-    if out.numel() == 0 or columns == 0:
-        return out.zero_().to(x.dtype)
+    product = _product(out, *weight, width=1 if activation_bits == 8 else inputs.itemsize)
+    product.x, product.batch = inputs.data_ptr(), batch
+    _run("kbit_linear", product)
+    return out if out.dtype == x.dtype else out.to(x.dtype)
+
+
+def decode(
+    codes: Tensor,
+    scales: Tensor,
+    scale_levels: Tensor | None,
+    outer: Tensor | None,
+    zeros: Tensor | None,
+    levels: Tensor,
+    unit: float,
+    block: int,
+    rows: int,
+    columns: int,
+) -> Tensor:
+    """The operator: the weight (rows, columns), float32; raises MemoryError."""
+    out = torch.empty(rows, columns, dtype=torch.float32, device="cpu")
+    weight = (codes, scales, scale_levels, outer, zeros, levels, unit, 1.0, block, rows, columns)
+    if out.numel():
+        _run("kbit_decode", _product(out, *weight, width=out.itemsize), 0, rows)
+    return out
+
+
+def _decoded_first(x: Tensor, weight: tuple[Any, ...]) -> Tensor:
+    """The product by PyTorch, of some decoded rows of the weight at a time, so that they take little memory."""
+    rows, columns = weight[-2:]
+    parts = []
+    for first in range(0, rows, ROWS_AT_ONCE):
+        last = min(first + ROWS_AT_ONCE, rows)
+        part = torch.empty(last - first, columns, dtype=x.dtype, device="cpu")
+        _run("kbit_decode", _product(part, *weight, width=part.itemsize), first, last)
+        parts.append(F.linear(x, part))
+    return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+
+
+def _product(
+    out: Tensor,
+    codes: Tensor,
+    scales: Tensor,
+    scale_levels: Tensor | None,
+    outer: Tensor | None,
+    zeros: Tensor | None,
+    levels: Tensor,
+    unit: float,
+    gain: float,
+    block: int,
+    rows: int,
+    columns: int,
+    *,
+    width: int,
+) -> Product:
     zero_kind, zero_type = NONE, 0
     if zeros is not None:
         zero_kind, zero_type = (MASKS, 0) if zeros.dtype == torch.int16 else (MINIMA, SCALES[zeros.dtype])
-    product = Product(
-        inputs.data_ptr(),
+    return Product(
+        None,
         out.data_ptr(),
         codes.data_ptr(),
         scales.data_ptr(),
@@ -106,20 +177,22 @@ def linear(
         None,
         unit,
         gain,
-        out.numel() // rows,
+        1,
         rows,
         columns,
         block,
         codes.shape[2],
-        1 if activation_bits == 8 else inputs.itemsize,
+        width,
         SCALES[scales.dtype],
         scales.numel() == 1,
         zero_kind,
         zero_type,
         torch.get_num_threads(),
     )
+
+
+def _run(function: str, product: Product, *numbers: int) -> None:
     found = library()
     assert found is not None
-    if found.kbit_linear(ctypes.byref(product)):
+    if getattr(found, function)(ctypes.byref(product), *map(ctypes.c_int64, numbers)):
         raise MemoryError("a product found no memory for its sums")
-    return out if out.dtype == x.dtype else out.to(x.dtype)

@@ -34,6 +34,8 @@ enum { ROWS = 16, COLUMNS = 32, STEPS = 8 };    /* of a tile; steps are four col
 enum { SEGMENT = 8 };                           /* tiles after which sums are scaled, at most */
 enum { AT_ONCE = 12 };                          /* rows of x that are multiplied with a decoded segment together, at most */
 enum { LEAST = 1 << 16 };                       /* products that are worth a second thread */
+enum { CACHED = 1 << 20 };                      /* bytes of x that are multiplied with all of the weight before the next */
+enum { APART = 16 };
 enum { AHEAD = 4096 };                          /* bytes of codes fetched before they are needed */
 
 typedef struct {
@@ -56,7 +58,7 @@ typedef struct {
 } Product;
 
 /* A loop of few rounds, written out so that what it indexes can live in registers. */
-#define EACH(i, count) _Pragma("GCC unroll 24") for (int i = 0; i < (count); i++)
+#define EACH(i, count) _Pragma("GCC unroll 48") for (int i = 0; i < (count); i++)
 
 ALWAYS float float_of(uint32_t bits) { float value; memcpy(&value, &bits, 4); return value; }
 ALWAYS uint32_t bits_of(float value) { uint32_t bits; memcpy(&bits, &value, 4); return bits; }
@@ -75,8 +77,7 @@ ALWAYS float half_of(uint16_t h) {
 
 ALWAYS uint16_t bf16_of(float value) {
     const uint32_t bits = bits_of(value);
-    if (value != value) return (uint16_t)(bits >> 16 | 64);
-    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16); /* no NaN: weights and levels are finite */
 }
 
 ALWAYS float loaded(const void *from, int64_t i, int type) {
@@ -300,7 +301,7 @@ ALWAYS Bytes *decoded(const Tables *tables, const uint8_t *codes, int64_t tiles,
 
 /* A decoded segment times `rows` rows of x, which lie `apart` bytes apart. */
 ALWAYS void some_rows(const Bytes *level, const Bytes *end, const uint8_t *x, int64_t apart, Floats scale, Floats *total, const int rows, const int width) {
-    Bytes sum[AT_ONCE * 2];
+    Bytes sum[AT_ONCE * 4];
     EACH(i, rows * width) sum[i] = _mm512_setzero_si512();
     for (; level < end; level += width, x += 4 * width)
         EACH(m, rows) {
@@ -377,6 +378,34 @@ ALWAYS void group_of(const Product *p, const Tables *given, int64_t group, Float
     else for (int64_t m = 0; m < p->batch; m++) written(p, group, m, _mm512_add_ps(rows_of(total + m * width, width), zeros[m]), width);
 }
 
+/* 16 rows of the weight itself, float32, APART more than their tiles from one to the next: caches mind even distances. */
+ALWAYS void weights_of(const Product *p, const Tables *tables, int64_t group, float *rows, const int k) {
+    const int width = 4;
+    const int64_t apart = p->tiles * COLUMNS + APART;
+    Floats scale = _mm512_setzero_ps(), offset = scale;
+    int64_t known = -1;
+    DECODE(p->codes + group * p->tiles * 64 * k, p->tiles, 0, 8, {
+        const int64_t at = tile * COLUMNS + 4 * s, b = at / p->block < p->blocks ? at / p->block : p->blocks - 1; /* what fills up has none */
+        if (b != known) scales_in(p, group, known = b, &scale, &offset);
+        EACH(v, 4) {
+            Floats four = _mm512_mul_ps(_mm512_castsi512_ps(level[v]), spread(scale, v, 4));
+            if (p->zero_kind != NONE) four = _mm512_add_ps(four, spread(offset, v, 4));
+            float *to = rows + v * apart + at;
+            _mm_storeu_ps(to, _mm512_castps512_ps128(four));
+            _mm_storeu_ps(to + 4 * apart, _mm512_extractf32x4_ps(four, 1));
+            _mm_storeu_ps(to + 8 * apart, _mm512_extractf32x4_ps(four, 2));
+            _mm_storeu_ps(to + 12 * apart, _mm512_extractf32x4_ps(four, 3));
+        }
+    })
+}
+
+static void weights_wide(const Product *p, const void *tables, int64_t group, float *rows) {
+    switch (p->k) {
+#define WIDTH(K) case K: weights_of(p, tables, group, rows, K); break;
+        WIDTH(1) WIDTH(2) WIDTH(3) WIDTH(4) WIDTH(5) WIDTH(6) WIDTH(7) WIDTH(8)
+    }
+}
+
 /* One function for each k and type of x, so that shifts and tables are the compiler's to place. */
 #define GROUP(K, WIDTH)                                                                                            \
     static void group_##K##_##WIDTH(const Product *p, const Tables *tables, int64_t group, Floats *total) {        \
@@ -395,6 +424,7 @@ static void group_wide(const Product *p, const void *tables, int64_t group, void
     group_functions[p->k - 1][p->width / 2](p, tables, group, scratch);
 }
 #define group_function group_wide
+#define weights_function weights_wide
 #else
 typedef float Eight __attribute__((vector_size(32))); /* what compilers turn into the vectors that there are */
 typedef struct { float level[256]; uint8_t bytes[4][64]; } Tables; /* and the bytes of the first 64 */
@@ -426,7 +456,7 @@ static void codes_of(const uint8_t *word, int s, int k, uint8_t *codes) {
 /* One byte of the levels of 32 codes of at most six bits. */
 ALWAYS __m256i looked_up(__m256i code, const uint8_t *table, const int k) {
     __m256i part[4];
-    EACH(i, k <= 4 ? 1 : 1 << (k - 4)) {
+    for (int i = 0; i < (k <= 4 ? 1 : 1 << (k - 4)); i++) {
         const __m256i sixteen = _mm256_broadcastsi128_si256(_mm_loadu_si128((const void *)(table + 16 * i)));
         part[i] = _mm256_shuffle_epi8(sixteen, _mm256_and_si256(code, _mm256_set1_epi8(15)));
     }
@@ -512,6 +542,20 @@ static void group_plain(const Product *p, const void *given, int64_t group, void
         }
 }
 #define group_function group_plain
+
+static void weights_plain(const Product *p, const void *tables, int64_t group, float *rows) {
+    const int64_t columns = p->tiles * COLUMNS;
+    float scale[ROWS], offset[ROWS], level[64];
+    uint8_t codes[64];
+    for (int64_t at = 0, known = -1; at < columns; at += 4) {
+        const int64_t b = at / p->block < p->blocks ? at / p->block : p->blocks - 1; /* what fills up the last tile has none */
+        if (b != known) scales_of(p, group, known = b, scale, offset);
+        codes_of(p->codes + (group * p->tiles + at / COLUMNS) * 64 * p->k, (int)(at % COLUMNS / 4), p->k, codes);
+        levels_of(tables, codes, level, p->k);
+        for (int i = 0; i < 64; i++) rows[i / 4 * (columns + APART) + at + i % 4] = level[i] * scale[i / 4] + offset[i / 4];
+    }
+}
+#define weights_function weights_plain
 #endif
 
 /* What row m of x sums to in each block: 16 sums side by side, which compilers turn into vector code. */
@@ -544,35 +588,74 @@ static void round_row(const float *from, int64_t columns, int8_t *to, float *sca
 
 #define ALIGNED(bytes) aligned_alloc(64, (size_t)((bytes) + 63) / 64 * 64)
 
+static void find_blocks(Product *p) {
+    p->tiles = (p->columns + COLUMNS - 1) / COLUMNS;
+    p->blocks = (p->columns + p->block - 1) / p->block;
+}
+
+/* The product for at most CACHED bytes of x. */
+static void some_of_batch(const Product *p, int64_t groups, int64_t chunk, int threads, char *memory, int64_t own) {
+    const Tables tables = tables_of(p);
+#pragma omp parallel for schedule(dynamic, chunk) num_threads(threads) if (threads > 1)
+    for (int64_t group = 0; group < groups; group++) group_function(p, &tables, group, memory + own * thread_number());
+}
+
 /* 0, or 1 where there is no memory. With 8-bit inputs x is float32 still, and rounded here. */
 int kbit_linear(const Product *given) {
     Product local = *given, *p = &local;
-    p->tiles = (p->columns + COLUMNS - 1) / COLUMNS;
-    p->blocks = (p->columns + p->block - 1) / p->block;
+    find_blocks(p);
     const int whole = p->width == 1, threads = p->rows * p->columns * p->batch >= LEAST ? p->threads : 1;
-    const int64_t groups = (p->rows + ROWS - 1) / ROWS, columns = p->tiles * COLUMNS;
+    const int64_t groups = (p->rows + ROWS - 1) / ROWS, columns = p->tiles * COLUMNS, batch = p->batch;
     const int64_t chunk = groups / (8 * threads) ? groups / (8 * threads) : 1; /* cores may be unlike */
-    const int64_t own = p->batch * 5 * 64, shared = 4 * p->batch * (p->blocks + 1) + 64, room = whole ? p->batch * columns : 0;
+    int64_t at_once = CACHED / (columns * p->width) / AT_ONCE * AT_ONCE;
+    if (at_once < AT_ONCE) at_once = AT_ONCE;
+    if (at_once > batch) at_once = batch;
+    const int64_t own = at_once * 5 * 64, shared = 4 * batch * (p->blocks + 1) + 64, room = whole ? batch * columns : 0;
     char *memory = ALIGNED(threads * own + shared + room);
     if (!memory) return 1;
     float *x_scale = (float *)(memory + threads * own);
     int8_t *rounded = (int8_t *)(memory + threads * own + shared);
     const float *x = p->x;
     p->offset = whole ? p->levels[0] : 0;
-    if (whole || p->zero_kind != NONE) p->sums = x_scale + p->batch;
+    if (whole || p->zero_kind != NONE) p->sums = x_scale + batch;
     if (whole) { p->x = rounded; p->x_scale = x_scale; }
+#pragma omp parallel for num_threads(threads) if (threads > 1 && batch > 1)
+    for (int64_t m = 0; m < (p->sums ? batch : 0); m++) {
+        if (whole) round_row(x + m * columns, columns, rounded + m * columns, x_scale + m);
+        sum_blocks(p, m);
+    }
+    for (int64_t m = 0; m < batch; m += at_once) {
+        p->batch = batch - m < at_once ? batch - m : at_once;
+        some_of_batch(p, groups, chunk, threads, memory, own);
+        p->x = (const char *)p->x + at_once * columns * p->width;
+        p->out = (char *)p->out + at_once * p->rows * (p->width == 2 ? 2 : 4);
+        if (p->sums) p->sums += at_once * p->blocks;
+        if (whole) p->x_scale += at_once;
+    }
+    free(memory);
+    return 0;
+}
+
+/* Rows `first`, a multiple of 16, to `last` of the weight itself: bfloat16 where width is 2, else float32. 0, or 1 where
+   there is no memory. */
+int kbit_decode(const Product *given, int64_t first, int64_t last) {
+    Product local = *given, *p = &local;
+    find_blocks(p);
+    const int bf16 = p->width == 2, threads = (last - first) * p->columns >= LEAST ? p->threads : 1;
+    const int64_t apart = p->tiles * COLUMNS + APART, own = ROWS * apart * 4;
+    char *memory = ALIGNED(threads * own);
+    if (!memory) return 1;
+    p->width = 4;
     const Tables tables = tables_of(p);
-#pragma omp parallel num_threads(threads) if (threads > 1)
-    {
-        if (p->sums) {
-#pragma omp for
-            for (int64_t m = 0; m < p->batch; m++) {
-                if (whole) round_row(x + m * columns, columns, rounded + m * columns, x_scale + m);
-                sum_blocks(p, m);
-            }
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+    for (int64_t top = first; top < last; top += ROWS) {
+        float *rows = (float *)(memory + own * thread_number());
+        weights_function(p, &tables, top / ROWS, rows);
+        for (int64_t r = top; r < top + ROWS && r < last; r++, rows += apart) {
+            const int64_t at = (r - first) * p->columns;
+            if (bf16) for (int64_t i = 0; i < p->columns; i++) ((uint16_t *)p->out)[at + i] = bf16_of(rows[i] * p->unit);
+            else for (int64_t i = 0; i < p->columns; i++) ((float *)p->out)[at + i] = rows[i] * p->unit;
         }
-#pragma omp for schedule(dynamic, chunk)
-        for (int64_t group = 0; group < groups; group++) group_function(p, &tables, group, memory + own * thread_number());
     }
     free(memory);
     return 0;

@@ -160,6 +160,10 @@ def _on_cpu(x: Tensor, *rest: Any) -> Tensor:
     return cpu.linear(x, *rest) if cpu.available() else reference(x, *rest)
 
 
+def _decoded_on_cpu(*weight: Any) -> Tensor:
+    return cpu.decode(*weight) if cpu.available() else _decoded(*weight)
+
+
 def _on_cuda(x: Tensor, *rest: Any) -> Tensor:
     kernels = triton_kernels()
     product = kernels.linear if kernels else reference
@@ -178,6 +182,7 @@ def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
 
 
 LIBRARY.impl("decode", _decoded, "CompositeExplicitAutograd")
+LIBRARY.impl("decode", _decoded_on_cpu, "CPU")
 LIBRARY.impl("linear", reference, "CompositeExplicitAutograd")
 LIBRARY.impl("linear", _on_cpu, "CPU")
 LIBRARY.impl("linear", _on_cuda, "CUDA")

@@ -99,6 +99,14 @@ def test_odd_shapes(way: str, shape: tuple[int, int], format: str) -> None:
         assert torch.allclose(linear(x, weight).double(), exact, atol=1e-5 * float(exact.abs().max()))
 
 
+@pytest.mark.parametrize("format", ["nf4", "int3-b32-zp", "nf4-b64-dq", "int5-b16-zpf"])
+@pytest.mark.parametrize("dtype", BARS)
+def test_many_rows(way: str, format: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "ROWS_AT_ONCE", 48)
+    weight, x = packed(130, 100, format), inputs(400, 100, dtype=dtype)
+    assert error(linear(x, weight), x.double() @ decode(weight).double().T) < BARS[dtype]
+
+
 def test_leading_dimensions_empty_batches_and_strides(way: str) -> None:
     weight = packed(48, 64, "nf4")
     x = inputs(2, 3, 64)
@@ -212,8 +220,10 @@ def test_without_a_compiler_pytorch_does_the_work_and_says_so_once(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CC", raising=False)
-    cpu.library.cache_clear()
     weight, x = packed(16, 64, "nf4"), inputs(2, 64)
+    exact = x.double() @ decode(weight).double().T
+    cpu.library.cache_clear()
+    cpu.abilities.cache_clear()
     try:
         with pytest.warns(UserWarning, match="no C compiler .* products decode the weight in PyTorch") as said:
             found = [linear(x, weight) for _ in range(2)]
@@ -223,7 +233,7 @@ def test_without_a_compiler_pytorch_does_the_work_and_says_so_once(
     finally:
         cpu.library.cache_clear()
         cpu.abilities.cache_clear()
-    assert error(found[0], x.double() @ decode(weight).double().T) < 1e-5
+    assert error(found[0], exact) < 1e-5
 
 
 def test_a_damaged_compiled_file_is_made_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
