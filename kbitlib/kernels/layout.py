@@ -22,7 +22,7 @@ from torch import Tensor
 from kbitlib.quant import Format, QuantizedTensor
 from kbitlib.quant.blocks import TENSOR
 from kbitlib.quant.codebooks import codebook
-from kbitlib.quant.packing import unpack
+from kbitlib.quant.packing import packed_bytes, unpack
 
 ROWS, COLUMNS = 16, 32  # of a tile
 PARTS = {1: (1,), 2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2), 7: (4, 2, 1), 8: (8,)}  # widths, low bits first
@@ -106,7 +106,9 @@ def pack(weight: QuantizedTensor) -> PackedWeight:
     zeros = None
     if weight.zeros is not None:
         stored = unpack(weight.zeros, k, blocks.count) if format.zero == "zp" else weight.zeros
-        scales, stored = (_by_group(part.view(-1, blocks.per_row), rows) for part in (scales, stored))
+        each = (1, 1) if scales.numel() == 1 else (blocks.rows, blocks.per_row)
+        stored = stored.view(each) if stored.numel() else stored.new_zeros(each)
+        scales, stored = _by_group(scales.view(each), rows), _by_group(stored, rows)
         zeros = _masks(stored, k) if format.zero == "zp" else stored
     elif scales.ndim > 1:
         scales = _by_group(scales, rows)
@@ -133,9 +135,9 @@ def pack_codes(codes: Tensor, k: int, rows: int, columns: int) -> Tensor:
     for first in range(0, groups, step):
         some = min(rows - ROWS * first, ROWS * step)
         start = ROWS * first * columns * k // 8
-        part = unpack(codes[start:], k, some * columns).view(some, columns)
+        part = unpack(codes[start : start + packed_bytes(some * columns, k)], k, some * columns).view(some, columns)
         part = F.pad(part, (0, tiles * COLUMNS - columns, 0, -some % ROWS))
-        packed[first : first + step] = _tiles(part.view(-1, ROWS, tiles, COLUMNS), k)
+        packed[first : first + step] = _tiles(part.view(-(-some // ROWS), ROWS, tiles, COLUMNS), k)
     return packed
 
 
@@ -173,7 +175,8 @@ def _scales(weight: QuantizedTensor) -> tuple[Tensor, Tensor | None, Tensor | No
     if stored is None:  # fixed point
         return torch.ones(1, dtype=torch.float32, device=device), None, None, 1 / format.fixed_steps
     if format.block == TENSOR:
-        return weight.grids()[0].scale.view(1), None, None, 1.0
+        scale = weight.grids()[0].scale.reshape(-1)
+        return scale if len(scale) else scale.new_zeros(1), None, None, 1.0
     if format.scale == "dq":
         return stored, codebook("dynamic8").levels.to(device), weight.outer_scales, 1.0
     if format.scale not in ("e8m0", "e4m3"):

@@ -13,7 +13,7 @@ from kbitlib.quant import Format, QuantizedTensor, quantize
 from kbitlib.quant.format import every_format
 from kbitlib.quant.packing import pack as pack_rows
 
-SHAPES = [(16, 64), (37, 100), (5, 7), (33, 700), (1, 1)]
+SHAPES = [(16, 64), (37, 100), (5, 7), (33, 700), (1, 1), (0, 64), (5, 0)]
 FORMATS = [str(format) for format in every_format()] + [
     "int4-b16", "nf4-b32", "int4-b128-zp", "int8-row", "nf3-tensor", "int4-b16-zpf", "int4-tensor-zp",
     "int4-tensor-zpf", "nf5-b96", "int4-b320-zp", "nf4-b64-bf16", "nf4-b64-dq", "nf4-b64-fp32", "e3m2-b32-e4m3",
