@@ -64,11 +64,14 @@ def abilities() -> int:
     return int(found.kbit_abilities()) if found else 0
 
 
-def many(dtype: torch.dtype) -> float:
-    """From how many rows of input on the weight is decoded and PyTorch multiplies: where that was measured faster."""
+def many(dtype: torch.dtype, block: int) -> float:
+    """From how many rows of input on the weight is decoded and PyTorch multiplies: where that was measured faster.
+
+    Sums are scaled once a block, so shorter blocks cost more a row.
+    """
     if not abilities() & IN_VECTORS:
         return 32
-    return 384 if dtype == torch.bfloat16 else math.inf
+    return {16: 128, 32: 224}.get(block, 384) if dtype == torch.bfloat16 else math.inf
 
 
 def path() -> str:
@@ -102,7 +105,7 @@ def linear(
     as_it_is = activation_bits == 16 and x.dtype == torch.bfloat16 and abilities() & BFLOAT16
     inputs = x if as_it_is else x.float()
     weight = (codes, scales, scale_levels, outer, zeros, levels, unit, gain, block, rows, columns)
-    if activation_bits == 16 and batch >= many(inputs.dtype):
+    if activation_bits == 16 and batch >= many(inputs.dtype, block):
         return _decoded_first(inputs, weight).to(x.dtype)
     if columns % COLUMNS:
         inputs = F.pad(inputs, (0, -columns % COLUMNS))

@@ -34,7 +34,7 @@ enum { ROWS = 16, COLUMNS = 32, STEPS = 8 };    /* of a tile; steps are four col
 enum { SEGMENT = 8 };                           /* tiles after which sums are scaled, at most */
 enum { AT_ONCE = 12 };                          /* rows of x that are multiplied with a decoded segment together, at most */
 enum { LEAST = 1 << 16 };                       /* products that are worth a second thread */
-enum { CACHED = 1 << 20 };                      /* bytes of x that are multiplied with all of the weight before the next */
+enum { MANY = 192 };                             /* rows of x that are multiplied with all of the weight before the next */
 enum { APART = 16 };
 enum { AHEAD = 4096 };                          /* bytes of codes fetched before they are needed */
 
@@ -84,6 +84,12 @@ ALWAYS float loaded(const void *from, int64_t i, int type) {
     if (type == FP32) return ((const float *)from)[i];
     const uint16_t bits = ((const uint16_t *)from)[i];
     return type == FP16 ? half_of(bits) : float_of((uint32_t)bits << 16);
+}
+
+/* How many rows of x from row m on are multiplied together: their sums fill the registers. */
+ALWAYS int rows_together(const Product *p, int64_t m) {
+    const int most = p->width == 4 ? AT_ONCE / 2 : AT_ONCE;
+    return p->batch - m < most ? (int)(p->batch - m) : most;
 }
 
 ALWAYS float input_of(const Product *p, int64_t i) {
@@ -299,48 +305,47 @@ ALWAYS Bytes *decoded(const Tables *tables, const uint8_t *codes, int64_t tiles,
     return to;
 }
 
-/* A decoded segment times `rows` rows of x, which lie `apart` bytes apart. */
-ALWAYS void some_rows(const Bytes *level, const Bytes *end, const uint8_t *x, int64_t apart, Floats scale, Floats *total, const int rows, const int width) {
+/* A decoded segment times `rows` rows of x, whose fours of columns lie side by side. */
+ALWAYS void some_rows(const Bytes *level, const Bytes *end, const uint8_t *x, Floats scale, Floats *total, const int rows, const int width) {
     Bytes sum[AT_ONCE * 4];
     EACH(i, rows * width) sum[i] = _mm512_setzero_si512();
-    for (; level < end; level += width, x += 4 * width)
+    for (; level < end; level += width, x += rows * 4 * width)
         EACH(m, rows) {
-            const Bytes four = inputs(x + m * apart, width);
+            const Bytes four = inputs(x + m * 4 * width, width);
             EACH(v, width) sum[m * width + v] = multiplied(sum[m * width + v], level[v], four, width);
         }
     EACH(i, rows * width) total[i] = _mm512_fmadd_ps(as_floats(sum[i], width), spread(scale, i % width, width), total[i]);
 }
 
-ALWAYS void all_rows(const Product *p, const Bytes *level, const Bytes *end, const uint8_t *x, Floats scale, Floats *total, const int width) {
-    const int64_t apart = p->tiles * COLUMNS * width;
-    const int at_once = width == 4 ? AT_ONCE / 2 : AT_ONCE;
+/* A decoded segment, whose first column is `at`, times all rows of x. */
+ALWAYS void all_rows(const Product *p, const Bytes *level, const Bytes *end, int64_t at, Floats scale, Floats *total, const int width) {
+    const int64_t columns = p->tiles * COLUMNS;
     for (int64_t m = 0; m < p->batch;) {
-        const uint8_t *from = x + m * apart;
+        const int rows = rows_together(p, m);
+        const uint8_t *from = (const uint8_t *)p->x + (m * columns + at * rows) * width;
         Floats *to = total + m * width;
-        const int64_t left = p->batch - m;
-        const int rows = (int)(left < at_once ? left : at_once);
         switch (rows) {
-            case 1: some_rows(level, end, from, apart, scale, to, 1, width); break;
-            case 2: some_rows(level, end, from, apart, scale, to, 2, width); break;
-            case 3: some_rows(level, end, from, apart, scale, to, 3, width); break;
-            case 4: some_rows(level, end, from, apart, scale, to, 4, width); break;
-            case 5: some_rows(level, end, from, apart, scale, to, 5, width); break;
-            case 6: some_rows(level, end, from, apart, scale, to, 6, width); break;
-            case 7: some_rows(level, end, from, apart, scale, to, 7, width); break;
-            case 8: some_rows(level, end, from, apart, scale, to, 8, width); break;
-            case 9: some_rows(level, end, from, apart, scale, to, 9, width); break;
-            case 10: some_rows(level, end, from, apart, scale, to, 10, width); break;
-            case 11: some_rows(level, end, from, apart, scale, to, 11, width); break;
-            default: some_rows(level, end, from, apart, scale, to, AT_ONCE, width);
+            case 1: some_rows(level, end, from, scale, to, 1, width); break;
+            case 2: some_rows(level, end, from, scale, to, 2, width); break;
+            case 3: some_rows(level, end, from, scale, to, 3, width); break;
+            case 4: some_rows(level, end, from, scale, to, 4, width); break;
+            case 5: some_rows(level, end, from, scale, to, 5, width); break;
+            case 6: some_rows(level, end, from, scale, to, 6, width); break;
+            case 7: some_rows(level, end, from, scale, to, 7, width); break;
+            case 8: some_rows(level, end, from, scale, to, 8, width); break;
+            case 9: some_rows(level, end, from, scale, to, 9, width); break;
+            case 10: some_rows(level, end, from, scale, to, 10, width); break;
+            case 11: some_rows(level, end, from, scale, to, 11, width); break;
+            default: some_rows(level, end, from, scale, to, AT_ONCE, width);
         }
         m += rows;
     }
 }
 
-static void all_rows_of_width(const Product *p, const Bytes *level, const Bytes *end, const uint8_t *x, Floats scale, Floats *total) {
-    if (p->width == 4) all_rows(p, level, end, x, scale, total, 4);
-    else if (p->width == 2) all_rows(p, level, end, x, scale, total, 2);
-    else all_rows(p, level, end, x, scale, total, 1);
+static void all_rows_of_width(const Product *p, const Bytes *level, const Bytes *end, int64_t at, Floats scale, Floats *total) {
+    if (p->width == 4) all_rows(p, level, end, at, scale, total, 4);
+    else if (p->width == 2) all_rows(p, level, end, at, scale, total, 2);
+    else all_rows(p, level, end, at, scale, total, 1);
 }
 
 /* 16 rows of the weight. total: width vectors a row of x, all zero; then one for zeros. `half`: blocks of half a tile. */
@@ -367,7 +372,7 @@ ALWAYS void group_of(const Product *p, const Tables *given, int64_t group, Float
                 if (!half) last = decoded(tables, codes, tiles, segment, 0, 8, k, width);
                 else if (b % 2) last = decoded(tables, codes, tiles, segment, 4, 8, k, width);
                 else last = decoded(tables, codes, tiles, segment, 0, 4, k, width);
-                all_rows_of_width(p, segment, last, x + (half && b % 2) * COLUMNS / 2 * width, scale, total);
+                all_rows_of_width(p, segment, last, tile * COLUMNS + (half && b % 2) * COLUMNS / 2, scale, total);
             }
         }
         if (!p->sums) continue;
@@ -424,6 +429,7 @@ static void group_wide(const Product *p, const void *tables, int64_t group, void
     group_functions[p->k - 1][p->width / 2](p, tables, group, scratch);
 }
 #define group_function group_wide
+#define GATHERS 1
 #define weights_function weights_wide
 #else
 typedef float Eight __attribute__((vector_size(32))); /* what compilers turn into the vectors that there are */
@@ -542,6 +548,7 @@ static void group_plain(const Product *p, const void *given, int64_t group, void
         }
 }
 #define group_function group_plain
+#define GATHERS 0
 
 static void weights_plain(const Product *p, const void *tables, int64_t group, float *rows) {
     const int64_t columns = p->tiles * COLUMNS;
@@ -588,16 +595,19 @@ static void round_row(const float *from, int64_t columns, int8_t *to, float *sca
 
 #define ALIGNED(bytes) aligned_alloc(64, (size_t)((bytes) + 63) / 64 * 64)
 
+/* Rows of x that are multiplied together, from row m on: their fours of columns side by side. Rows as they come lie powers
+   of two apart, which caches mind, and each would need an address. */
+static void gather_rows(const Product *p, int64_t m, int rows, const char *x, char *to) {
+    const int64_t columns = p->tiles * COLUMNS;
+    const int four = 4 * p->width;
+    to += m * columns * p->width;
+    for (int64_t at = 0; at < columns; at += 4)
+        for (int r = 0; r < rows; r++, to += four) memcpy(to, x + ((m + r) * columns + at) * p->width, (size_t)four);
+}
+
 static void find_blocks(Product *p) {
     p->tiles = (p->columns + COLUMNS - 1) / COLUMNS;
     p->blocks = (p->columns + p->block - 1) / p->block;
-}
-
-/* The product for at most CACHED bytes of x. */
-static void some_of_batch(const Product *p, int64_t groups, int64_t chunk, int threads, char *memory, int64_t own) {
-    const Tables tables = tables_of(p);
-#pragma omp parallel for schedule(dynamic, chunk) num_threads(threads) if (threads > 1)
-    for (int64_t group = 0; group < groups; group++) group_function(p, &tables, group, memory + own * thread_number());
 }
 
 /* 0, or 1 where there is no memory. With 8-bit inputs x is float32 still, and rounded here. */
@@ -607,14 +617,13 @@ int kbit_linear(const Product *given) {
     const int whole = p->width == 1, threads = p->rows * p->columns * p->batch >= LEAST ? p->threads : 1;
     const int64_t groups = (p->rows + ROWS - 1) / ROWS, columns = p->tiles * COLUMNS, batch = p->batch;
     const int64_t chunk = groups / (8 * threads) ? groups / (8 * threads) : 1; /* cores may be unlike */
-    int64_t at_once = CACHED / (columns * p->width) / AT_ONCE * AT_ONCE;
-    if (at_once < AT_ONCE) at_once = AT_ONCE;
-    if (at_once > batch) at_once = batch;
-    const int64_t own = at_once * 5 * 64, shared = 4 * batch * (p->blocks + 1) + 64, room = whole ? batch * columns : 0;
-    char *memory = ALIGNED(threads * own + shared + room);
+    const int64_t own = (batch < MANY ? batch : MANY) * 5 * 64, shared = 4 * batch * (p->blocks + 1) + 64;
+    const int64_t rounded_size = whole ? (batch * columns + 63) / 64 * 64 : 0, gathered_size = GATHERS && batch > 1 ? batch * columns * p->width : 0;
+    char *memory = ALIGNED(threads * own + shared + rounded_size + gathered_size);
     if (!memory) return 1;
     float *x_scale = (float *)(memory + threads * own);
-    int8_t *rounded = (int8_t *)(memory + threads * own + shared);
+    int8_t *rounded = (int8_t *)(memory + threads * own + shared / 64 * 64);
+    char *gathered = (char *)rounded + rounded_size;
     const float *x = p->x;
     p->offset = whole ? p->levels[0] : 0;
     if (whole || p->zero_kind != NONE) p->sums = x_scale + batch;
@@ -624,13 +633,22 @@ int kbit_linear(const Product *given) {
         if (whole) round_row(x + m * columns, columns, rounded + m * columns, x_scale + m);
         sum_blocks(p, m);
     }
-    for (int64_t m = 0; m < batch; m += at_once) {
-        p->batch = batch - m < at_once ? batch - m : at_once;
-        some_of_batch(p, groups, chunk, threads, memory, own);
-        p->x = (const char *)p->x + at_once * columns * p->width;
-        p->out = (char *)p->out + at_once * p->rows * (p->width == 2 ? 2 : 4);
-        if (p->sums) p->sums += at_once * p->blocks;
-        if (whole) p->x_scale += at_once;
+    const Tables tables = tables_of(p);
+    for (int64_t begin = 0; begin < batch; begin += MANY) {
+        p->batch = batch - begin < MANY ? batch - begin : MANY;
+        const char *from = p->x;
+        if (GATHERS && batch > 1) {
+            const int together = rows_together(p, 0);
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+            for (int64_t m = 0; m < p->batch; m += together) gather_rows(p, m, rows_together(p, m), from, gathered);
+            p->x = gathered;
+        }
+#pragma omp parallel for schedule(dynamic, chunk) num_threads(threads) if (threads > 1)
+        for (int64_t group = 0; group < groups; group++) group_function(p, &tables, group, memory + own * thread_number());
+        p->x = from + MANY * columns * p->width;
+        p->out = (char *)p->out + MANY * p->rows * (p->width == 2 ? 2 : 4);
+        if (p->sums) p->sums += MANY * p->blocks;
+        if (whole) p->x_scale += MANY;
     }
     free(memory);
     return 0;
