@@ -39,6 +39,7 @@ lab: $(VENV)/.base ## open the notebooks in JupyterLab
 
 bench: $(VENV)/.base ## the long measurements of speed
 	$(BIN)/python benchmarks/quantize.py
+	$(BIN)/python benchmarks/matmul.py
 
 clean: ## remove what was rendered; the store of results stays
 	find reports -mindepth 2 -maxdepth 2 -not -path 'reports/published/*' -not -name store -exec rm -rf {} +

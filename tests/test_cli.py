@@ -127,3 +127,45 @@ def test_formats_lists_every_width_with_exact_bits() -> None:
     assert bits["binary-b64"] == 1.25
     assert {row["k"] for row in rows} >= {1, 1.58, 2, 3, 4, 5, 6, 7, 8}
     assert "nf4-b64" in kbit("formats").output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["matmul", "--batches", "1,x"], ["--batches", "'x'"]),
+        (["matmul", "--batches", "0"], ["--batches", "'0'"]),
+        (["matmul", "--formats", "int99"], ["int99"]),
+        (["matmul", "--formats", "ternary"], ["ternary"]),
+        (["matmul", "--formats", "nf4-b48"], ["48", "multiples of 32"]),
+        (["matmul", "--size", "3"], ["--size", "3"]),
+        (["matmul", "--device", "cuda"], ["cuda", "cpu is allowed"]),
+        (["generate", "--bits", "9"], ["--bits", "'9'"]),
+        (["generate", "--width", "100", "--heads", "16"], ["width", "100"]),
+        (["sort"], ["sort"]),
+    ],
+)
+def test_what_cannot_be_timed_is_refused(arguments: list[str], words: list[str]) -> None:
+    if "cuda" in arguments and torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    result = kbit("bench", *arguments)
+    assert result.exit_code == 2, result.output
+    assert all(word in result.output for word in words), result.output
+
+
+def test_products_are_timed_as_a_table_or_as_json() -> None:
+    options = ("--rows", "64", "--columns", "128", "--batches", "1,2", "--rounds", "1", "--formats", "nf4-b64,int3-b64")
+    rows = json.loads(kbit("bench", "matmul", "--json", *options).stdout)
+    assert {row["format"] for row in rows if row.get("implementation") == "kbitlib"} == {"nf4-b64", "int3-b64"}
+    assert {(row["rows"], row["columns"]) for row in rows if row["task"] == "matmul"} == {(64, 128)}
+    assert all({"what", "found", "bar", "met"} <= set(row) for row in rows if row["task"] == "target")
+    assert any(row["task"] == "target" for row in rows)
+    text = kbit("bench", "matmul", *options).output
+    assert "int3-b64" in text
+    assert "GB/s" in text
+
+
+def test_a_decoder_is_timed_at_each_width() -> None:
+    options = ("--width", "64", "--depth", "1", "--heads", "2", "--bits", "16,4", "--tokens", "4")
+    rows = json.loads(kbit("bench", "generate", "--json", *options).stdout)
+    assert [row["k"] for row in rows] == [16, 4]
+    assert "tokens a second" in kbit("bench", "generate", *options).output

@@ -8,9 +8,17 @@ from typing import Any
 from kbitlib.data.corpus import prepare
 from kbitlib.experiments.family import lengths
 from kbitlib.experiments.finetuning import Tuning, tune_member, tuning_grid
+from kbitlib.experiments.products import product_formats
 from kbitlib.experiments.quantization import Quantizing, quantization_grid, quantize_member
 from kbitlib.experiments.settings import Common, Finetuning, Quantization, Runs, StartHere, spell
-from kbitlib.experiments.timing import Timing, time_quantization
+from kbitlib.experiments.timing import (
+    Generation,
+    Products,
+    Timing,
+    time_generation,
+    time_products,
+    time_quantization,
+)
 from kbitlib.models.pretrained import Pretrained, identify_folder
 from kbitlib.training.trainer import Training, train
 
@@ -71,6 +79,48 @@ def timing(settings: Runs) -> Timing:
     return Timing(size=settings.timed_size, rounds=settings.timed_rounds, bit_widths=widths)
 
 
+def product_runs(settings: Runs) -> list[Products]:
+    """How fast weights are multiplied with from their packed bits: on the CPU, and on every size on a GPU."""
+    formats, batches = tuple(product_formats(settings.bit_widths)), tuple(settings.product_batches)
+    places = [("cpu", size) for size in settings.product_sizes[:1]]
+    places += [("cuda", size) for size in settings.product_sizes if settings.device == "cuda"]
+    return [
+        Products(
+            rows=rows,
+            columns=columns,
+            batches=batches,
+            rounds=settings.product_rounds,
+            formats=formats,
+            device=device,
+            peers=True,
+        )
+        for device, (rows, columns) in places
+    ]
+
+
+def crossing_run(settings: Runs) -> Products:
+    """At how large a batch packed bits stop paying, on the CPU: two widths and the unquantized product."""
+    rows, columns = settings.product_sizes[0]
+    return Products(
+        rows=rows,
+        columns=columns,
+        batches=tuple(settings.crossing_batches),
+        rounds=settings.product_rounds,
+        formats=("nf4-b64", "nf2-b64"),
+        device="cpu",
+        peers=False,
+    )
+
+
+def generation_runs(settings: Runs) -> list[Generation]:
+    """How fast the largest size of the family and a larger decoder write, on the CPU."""
+    bits, tokens = tuple(settings.decoder_bits), settings.decoder_tokens
+    return [
+        Generation(width=shape.width, depth=shape.depth, heads=shape.heads, bits=bits, tokens=tokens, seed=0)
+        for shape in (settings.shapes[-1], settings.decoder)
+    ]
+
+
 def tunings(settings: Finetuning) -> list[Tuning]:
     """The first sizes, one seed each, through ``int`` at each of the bit widths."""
     chosen = [settings.training(shape, 0) for shape in settings.shapes[: settings.finetune_sizes]]
@@ -98,6 +148,8 @@ def plan(settings: Common) -> list[tuple[Any, Any]]:
     if isinstance(settings, Runs):
         steps += [(quantize_member, job) for job in method_runs(settings)]
         steps += [(time_quantization, timing(settings))]
+        steps += [(time_products, one) for one in (*product_runs(settings), crossing_run(settings))]
+        steps += [(time_generation, one) for one in generation_runs(settings)]
     if isinstance(settings, Finetuning):
         steps += [(tune_member, job) for job in tunings(settings)]
         steps += [(quantize_member, job) for job in roundings(settings)]

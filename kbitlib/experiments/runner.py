@@ -29,6 +29,8 @@ STAGES = {
     "quantization.quantize_member": "quantization",
     "finetuning.tune_member": "fine-tuning",
     "timing.time_quantization": "timing",
+    "timing.time_products": "timing of products",
+    "timing.time_generation": "timing of models",
 }
 Say = Callable[[str], None]
 

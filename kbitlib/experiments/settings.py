@@ -32,6 +32,8 @@ identified = cache(identify)  # five chapters are checked at once, and the text 
 
 Bits = Annotated[int, Field(ge=2, le=8)]  # one bit is the data type binary's
 Positive = Annotated[int, Field(ge=1)]
+Size = Annotated[int, Field(ge=64, le=65536)]
+Batch = Annotated[int, Field(ge=1, le=4096)]
 
 
 class Common(BaseModel):
@@ -185,6 +187,28 @@ class Runs(Quantization):
     method_bit_widths: list[Annotated[int, Field(ge=2, le=6)]] = Field(min_length=1)
     timed_size: Annotated[int, Field(ge=64, le=16384)]
     timed_rounds: Annotated[int, Field(ge=1, le=101)]
+    product_sizes: list[Annotated[list[Size], Field(min_length=2, max_length=2)]] = Field(min_length=1)
+    product_batches: list[Batch] = Field(min_length=1)
+    product_rounds: Annotated[int, Field(ge=1, le=101)]
+    crossing_batches: list[Batch] = Field(min_length=1)
+    decoder_width: Positive
+    decoder_depth: Positive
+    decoder_heads: Positive
+    decoder_bits: list[Literal[1, 2, 3, 4, 5, 6, 7, 8, 16]] = Field(min_length=1)
+    decoder_tokens: Annotated[int, Field(ge=1, le=4096)]
+
+    @model_validator(mode="after")
+    def _speeds_can_be_compared(self) -> Runs:
+        if 1 not in self.product_batches:
+            raise ValueError(f"product_batches must hold 1, a token at a time; they are {self.product_batches}")
+        if any(b <= a for batches in (self.product_batches, self.crossing_batches) for a, b in pairwise(batches)):
+            raise ValueError(f"batches must increase; they are {self.product_batches} and {self.crossing_batches}")
+        if len(set(self.decoder_bits)) < len(self.decoder_bits) or 16 not in self.decoder_bits:
+            raise ValueError(
+                f"decoder_bits hold 16, which is not quantized, and others once; they are {self.decoder_bits}"
+            )
+        _ = self.decoder
+        return self
 
     @model_validator(mode="after")
     def _methods_can_be_compared(self) -> Runs:
@@ -197,6 +221,11 @@ class Runs(Quantization):
             for form in self.method_formats(method):
                 Format.parse(form)
         return self
+
+    @property
+    def decoder(self) -> Shape:
+        """The decoder of random weights that is timed; raises ValueError for a shape that there is not."""
+        return Shape(width=self.decoder_width, depth=self.decoder_depth, heads=self.decoder_heads)
 
     def method_formats(self, method: str) -> tuple[str, ...]:
         """A method's formats: int at one block, with a float zero point for HQQ (and once more for rounding, beside

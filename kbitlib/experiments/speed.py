@@ -1,7 +1,8 @@
-"""How long quantizing takes, ours and others' in one process, in turns.
+"""How long quantizing takes, ours and others' in one process, in turns; and the door to all measurements of speed.
 
-`python -m kbitlib.experiments.speed quantize` prints records as JSON; it needs torch, numpy and the standard library
-alone, so that it runs wherever there is a machine to measure. Others are measured where they are installed.
+`python -m kbitlib.experiments.speed {quantize,matmul,generate}` prints records as JSON; it needs torch, numpy and the
+standard library alone, so that it runs wherever there is a machine to measure. Others are measured where they are
+installed.
 """
 
 from __future__ import annotations
@@ -9,26 +10,23 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
-import time
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from kbitlib.experiments.clock import Action, Row, in_turns, processor, quiet_median
+from kbitlib.experiments.products import measure_products, product_formats
 from kbitlib.quant import quantize
 
 # glibc gives blocks over 32 MiB back at once, and every fresh one costs page faults: far more than quantizing does.
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**32)}
 FIXED = ("int", "nf", "fp", "pot", "dynamic")  # data types whose codebook does not depend on the weights
-Action = Callable[[], object]
-Row = dict[str, Any]
 
 
 def measure_quantization(formats: Sequence[str], *, size: int, rounds: int) -> list[Row]:
@@ -50,44 +48,6 @@ def measure_quantization(formats: Sequence[str], *, size: int, rounds: int) -> l
     samples = in_turns([action for _, action in tasks], rounds)
     machine = {"size": size, "rounds": rounds, "threads": torch.get_num_threads(), "processor": processor()}
     return [{**row, "ms": quiet_median(taken), **machine} for (row, _), taken in zip(tasks, samples, strict=True)]
-
-
-def in_turns(actions: Sequence[Action], rounds: int) -> list[list[tuple[float, float]]]:
-    """Each action's samples (milliseconds, milliseconds that its threads waited for a processor), round by round."""
-    samples: list[list[tuple[float, float]]] = [[] for _ in actions]
-    for turn in range(rounds + 1):
-        for action, taken in zip(actions, samples, strict=True):
-            waited, began = waiting(), time.perf_counter()
-            action()
-            ended = time.perf_counter()
-            if turn:
-                taken.append((1e3 * (ended - began), waiting() - waited))
-    return samples
-
-
-def quiet_median(samples: Sequence[tuple[float, float]]) -> float:
-    """The median time of the half of the samples whose threads waited least: what else the machine does is left out."""
-    quiet = sorted(samples, key=lambda sample: sample[1])[: (len(samples) + 1) // 2]
-    return statistics.median(taken for taken, _ in quiet)
-
-
-def waiting() -> float:
-    """Milliseconds that this process's threads have stood in the run queue so far; 0 where the system does not say."""
-    total = 0
-    for path in Path("/proc/self/task").glob("*/schedstat"):
-        try:
-            total += int(path.read_text().split()[1])
-        except (OSError, IndexError):  # a thread that has just ended, or a system that keeps no count
-            continue
-    return total / 1e6
-
-
-def processor() -> str:
-    """The processor's name, as the system has it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else "unknown"
 
 
 def _bitsandbytes(weight: Tensor) -> list[tuple[Row, Action]]:
@@ -136,16 +96,40 @@ def in_own_process(*arguments: str) -> list[Row]:
     return rows
 
 
+def generate(**given: Any) -> list[Row]:
+    """As `generation.measure_generation`; models are loaded for nothing else here."""
+    from kbitlib.experiments.generation import measure_generation
+
+    return measure_generation(**given)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m kbitlib.experiments.speed", description=__doc__)
-    parser.add_argument("task", choices=["quantize"])
-    parser.add_argument("--size", type=int, default=4096, help="rows and columns of the matrix")
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--formats", nargs="*", help="format strings; every fixed codebook by default")
-    given = parser.parse_args()
+    tasks = parser.add_subparsers(dest="task", required=True)
+    one = tasks.add_parser("quantize", help="quantize a matrix and restore it")
+    one.add_argument("--size", type=int, default=4096, help="rows and columns of the matrix")
+    one.add_argument("--rounds", type=int, default=9)
+    one.add_argument("--formats", nargs="*", default=fixed_formats(range(2, 9)), help="every fixed codebook by default")
+    one = tasks.add_parser("matmul", help="products with packed weights")
+    one.add_argument("--rows", type=int, default=4096, help="of the weight: outputs")
+    one.add_argument("--columns", type=int, default=4096, help="of the weight: inputs")
+    one.add_argument("--batches", nargs="+", type=int, default=[1, 32])
+    one.add_argument("--rounds", type=int, default=9)
+    one.add_argument("--formats", nargs="*", default=product_formats(range(2, 9)))
+    one.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    one.add_argument("--no-peers", dest="peers", action="store_false", help="ours and unquantized ones alone")
+    one = tasks.add_parser("generate", help="tokens a second of a decoder of random weights")
+    one.add_argument("--width", type=int, default=2048)
+    one.add_argument("--depth", type=int, default=20)
+    one.add_argument("--heads", type=int, default=16)
+    one.add_argument("--bits", nargs="+", type=int, default=[16, 8, 4, 3, 2])
+    one.add_argument("--tokens", type=int, default=32)
+    one.add_argument("--seed", type=int, default=0)
+    given = vars(parser.parse_args())
     warnings.simplefilter("ignore")
-    formats = given.formats or fixed_formats(range(2, 9))
-    print(json.dumps(measure_quantization(formats, size=given.size, rounds=given.rounds), indent=1))
+    measure: dict[str, Callable[..., list[Row]]]
+    measure = {"quantize": measure_quantization, "matmul": measure_products, "generate": generate}
+    print(json.dumps(measure[given.pop("task")](**given), indent=1))
 
 
 if __name__ == "__main__":

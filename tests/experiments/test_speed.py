@@ -6,7 +6,9 @@ import sys
 
 import pytest
 
-from kbitlib.experiments.speed import fixed_formats, in_own_process, in_turns, quiet_median, waiting
+from kbitlib.experiments import clock
+from kbitlib.experiments.clock import in_turns, quiet_median, waited_share, waiting
+from kbitlib.experiments.speed import fixed_formats, in_own_process
 from kbitlib.quant import Format
 
 
@@ -21,6 +23,27 @@ def test_actions_take_turns_and_the_first_round_does_not_count() -> None:
 def test_samples_that_waited_for_a_processor_are_left_out() -> None:
     assert quiet_median([(5.0, 4.0), (1.0, 0.0), (1.2, 0.1), (9.0, 8.0), (1.1, 0.0)]) == 1.1
     assert quiet_median([(2.0, 0.0)]) == 2.0
+
+
+def test_it_is_told_how_long_the_samples_that_count_waited() -> None:
+    assert waited_share([(2.0, 1.0), (2.0, 0.0), (9.0, 8.0)]) == 0.25
+
+
+def test_what_had_to_wait_gets_more_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = {"quiet": [], "late": [], "never": []}
+
+    def turns(actions, rounds, device):
+        def sample(name: str) -> tuple[float, float]:
+            taken[name].append(name)
+            waits = {"quiet": 0.0, "late": 1.0 if len(taken["late"]) <= 4 else 0.0, "never": 1.0}
+            return 1.0, waits[name]
+
+        return [[sample(action()) for _ in range(rounds)] for action in actions]
+
+    monkeypatch.setattr(clock, "in_turns", turns)
+    samples = clock.in_quiet_turns([lambda name=name: name for name in taken], 4)
+    assert [len(found) for found in samples] == [4, 8, 12]
+    assert waited_share(samples[1]) == 0
 
 
 def test_waiting_never_runs_backwards() -> None:
