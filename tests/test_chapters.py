@@ -53,6 +53,15 @@ def test_records_stand_beside_the_store_in_the_promised_columns(smoke: Path, tab
     assert frame[COLUMNS].notna().all().all()
 
 
+def test_speeds_are_recorded_with_what_was_timed(smoke: Path) -> None:
+    timed = pd.read_csv(smoke / "records" / "matmul.csv")
+    written = pd.read_csv(smoke / "records" / "generation.csv")
+    assert {"kbitlib", "torch", "dequantize first"} <= set(timed.implementation)
+    assert (timed[timed.task == "matmul"][["ms", "bytes"]] > 0).all().all()
+    assert {16, 4, 2} <= set(written.k)
+    assert (written.tokens_per_s > 0).all()
+
+
 def test_what_the_quantization_table_holds(smoke: Path) -> None:
     frame = pd.read_csv(smoke / "records" / "quantization.csv")
     family = pd.read_csv(smoke / "records" / "family.csv")

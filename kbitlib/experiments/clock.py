@@ -23,7 +23,7 @@ def in_turns(actions: Sequence[Action], rounds: int, device: str = "cpu") -> lis
     One round before them is not counted. On a CUDA device the milliseconds are the device's own, between two events.
     """
     samples: list[list[Sample]] = [[] for _ in actions]
-    clock = _on_device if device == "cuda" else _on_host
+    clock = _on_device if device == "cuda" else on_host
     for turn in range(rounds + 1):
         for action, taken in zip(actions, samples, strict=True):
             sample = clock(action)
@@ -42,7 +42,8 @@ def in_quiet_turns(actions: Sequence[Action], rounds: int, device: str = "cpu") 
     return samples
 
 
-def _on_host(action: Action) -> Sample:
+def on_host(action: Action) -> Sample:
+    """Milliseconds that an action took, and that this process's threads waited for a processor meanwhile."""
     waited, began = waiting(), time.perf_counter()
     action()
     ended = time.perf_counter()

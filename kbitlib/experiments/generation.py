@@ -9,13 +9,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kbitlib.experiments.clock import Sample, on_host, quiet_median
 from kbitlib.models.layers import block_linears, weight_of
 from kbitlib.models.quantized import QuantizedLinear
 from kbitlib.models.transformer import VOCABULARY, Shape, Transformer, rotations, stream
@@ -41,10 +41,10 @@ def measure_generation(
     """Tokens a second, and memory, of a randomly initialised decoder (`Transformer`), a process for each k.
 
     bits: 16 is bfloat16 in PyTorch's own linear layers, 2 to 8 normal floats in blocks of 64, 1 binary; what is not in
-    the blocks stays in bfloat16. One row a k: tokens_per_s, ms_per_token, the median of all but the first tokens, each
-    drawn by itself with a cache of keys and values; bytes_held, of weights; peak_bytes, the most resident memory since
-    before the model was built, over that; predicted_bytes, bits a weight times weights; cache_bytes. ValueError for
-    sizes that make no model; RuntimeError, with what it wrote, for a process that fails.
+    the blocks stays in bfloat16. One row a k: tokens_per_s, ms_per_token, each token drawn by itself with a cache of
+    keys and values (`quiet_median` of all but the first tokens); bytes_held, of weights; peak_bytes, the most resident
+    memory since before the model was built, over that; predicted_bytes, bits a weight times weights; cache_bytes.
+    ValueError for sizes that make no model; RuntimeError, with what it wrote, for a process that fails.
     """
     Shape(width=width, depth=depth, heads=heads, context=tokens + 1)
     for k in bits:
@@ -71,11 +71,11 @@ def measure_here(shape: Shape, k: int, seed: int) -> Row:
     model = build(shape, k, seed)
     taken = write(model)
     peak = resident_bytes("VmHWM")
-    seconds = statistics.median(taken[min(FIRST, len(taken) // 2) :])
+    milliseconds = quiet_median(taken[min(FIRST, len(taken) // 2) :])
     held = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
     return {
         **{"task": "generate", "implementation": "kbitlib", "k": k, "format": format_of(k)},
-        **{"tokens_per_s": 1 / seconds, "ms_per_token": 1e3 * seconds, "bytes_held": held},
+        **{"tokens_per_s": 1e3 / milliseconds, "ms_per_token": milliseconds, "bytes_held": held},
         "peak_bytes": None if peak is None or before is None else peak - before,
         "predicted_bytes": predicted_bytes(shape, k),
         "cache_bytes": 2 * shape.depth * shape.width * shape.context * torch.bfloat16.itemsize,
@@ -156,14 +156,11 @@ def _quantized(pieces: Iterator[Tensor], rows: int, columns: int, format: str) -
     return QuantizedTensor(parts[0].format, torch.Size((rows, columns)), torch.bfloat16, **arrays)
 
 
-def write(model: Transformer) -> list[float]:
-    """Seconds that each byte of a text as long as the context took, drawn one after the other."""
-    taken, began = [], time.perf_counter()
+def write(model: Transformer) -> list[Sample]:
+    """Samples, as `clock` has them, of what each byte of a text as long as the context took, drawn one by one."""
     context = model.shape.context
-    for _ in stream(model, b"\n", context - 1, context, seed=0, temperature=1.0, cache_format=None):
-        taken.append(time.perf_counter() - began)
-        began = time.perf_counter()
-    return taken
+    text = stream(model, b"\n", context - 1, context, seed=0, temperature=1.0, cache_format=None)
+    return [on_host(partial(next, text)) for _ in range(context - 1)]
 
 
 def resident_bytes(field: str) -> int | None:

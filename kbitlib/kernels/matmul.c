@@ -5,8 +5,8 @@
    multiplied with four inputs that are broadcast: as bfloat16 (two products a lane and instruction), float32, or int8.
    Products of a segment, at most 256 columns of one block, are added up before the scale is applied once.
 
-   Every row of the weight is computed by one thread, and every row of x in the same order whatever the batch: results do
-   not depend on the number of threads nor on what else is in the batch. */
+   Every row of the weight is computed by one thread, always in the same order: results do not depend on the number of
+   threads, and are the same from run to run. */
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -34,8 +34,8 @@ enum { ROWS = 16, COLUMNS = 32, STEPS = 8 };    /* of a tile; steps are four col
 enum { SEGMENT = 8 };                           /* tiles after which sums are scaled, at most */
 enum { AT_ONCE = 12 };                          /* rows of x that are multiplied with a decoded segment together, at most */
 enum { LEAST = 1 << 16 };                       /* products that are worth a second thread */
-enum { MANY = 192 };                             /* rows of x that are multiplied with all of the weight before the next */
-enum { APART = 16 };
+enum { MANY = 192 };                            /* rows of x that are multiplied with all of the weight before the next */
+enum { APART = 16 };                            /* floats between decoded rows */
 enum { AHEAD = 4096 };                          /* bytes of codes fetched before they are needed */
 
 typedef struct {
@@ -269,10 +269,6 @@ ALWAYS void written(const Product *p, int64_t group, int64_t m, Floats sum, cons
     if (width == 2) { _mm256_mask_storeu_epi16((uint16_t *)p->out + at, here, (__m256i)_mm512_cvtneps_pbh(sum)); return; }
 #endif
     _mm512_mask_storeu_ps((float *)p->out + at, here, sum);
-}
-
-ALWAYS void fetched(const uint8_t *codes, const int k) {
-    for (int j = 0; j < k; j++) _mm_prefetch((const char *)codes + AHEAD + 64 * j, _MM_HINT_T0);
 }
 
 /* Steps `first` to `last` of `count` tiles, decoded one by one and given to what stands last, as `level`. */
@@ -578,17 +574,23 @@ static void sum_blocks(const Product *p, int64_t m) {
     }
 }
 
-/* Row m of float32 inputs to int8: the data type int8 with one float32 scale a row. */
+/* A row of float32 inputs to int8: the data type int8 with one float32 scale a row, NaN where an input is not finite. */
 static void round_row(const float *from, int64_t columns, int8_t *to, float *scale) {
-    float lane[COLUMNS] = {0}, largest = 0; /* columns fill tiles */
+    float lane[COLUMNS] = {0}, finite[COLUMNS] = {0}, largest = 0, nothing = 0; /* columns fill tiles */
     for (int64_t i = 0; i < columns; i += COLUMNS)
-        for (int j = 0; j < COLUMNS; j++) lane[j] = fabsf(from[i + j]) > lane[j] ? fabsf(from[i + j]) : lane[j];
-    for (int j = 0; j < COLUMNS; j++) largest = lane[j] > largest ? lane[j] : largest;
-    *scale = largest / 127.5f;
-    const float inverse = *scale == 0 ? 0 : 1 / *scale;
+        for (int j = 0; j < COLUMNS; j++) {
+            lane[j] = fabsf(from[i + j]) > lane[j] ? fabsf(from[i + j]) : lane[j];
+            finite[j] += from[i + j] * 0;
+        }
+    for (int j = 0; j < COLUMNS; j++) {
+        largest = lane[j] > largest ? lane[j] : largest;
+        nothing += finite[j];
+    }
+    *scale = largest / 127.5f + nothing;
+    const float inverse = *scale > 0 ? 1 / *scale : 0;
     for (int64_t i = 0; i < columns; i++) {
         float x = rintf(from[i] * inverse);
-        x = x < -128 ? -128 : x;
+        x = x > -128 ? x : -128;
         to[i] = (int8_t)(x > 127 ? 127 : x);
     }
 }
@@ -617,8 +619,8 @@ int kbit_linear(const Product *given) {
     const int whole = p->width == 1, threads = p->rows * p->columns * p->batch >= LEAST ? p->threads : 1;
     const int64_t groups = (p->rows + ROWS - 1) / ROWS, columns = p->tiles * COLUMNS, batch = p->batch;
     const int64_t chunk = groups / (8 * threads) ? groups / (8 * threads) : 1; /* cores may be unlike */
-    const int64_t own = (batch < MANY ? batch : MANY) * 5 * 64, shared = 4 * batch * (p->blocks + 1) + 64;
-    const int64_t rounded_size = whole ? (batch * columns + 63) / 64 * 64 : 0, gathered_size = GATHERS && batch > 1 ? batch * columns * p->width : 0;
+    const int64_t most = batch < MANY ? batch : MANY, own = most * 5 * 64, shared = 4 * batch * (p->blocks + 1) + 64;
+    const int64_t rounded_size = whole ? (batch * columns + 63) / 64 * 64 : 0, gathered_size = GATHERS && batch > 1 ? most * columns * p->width : 0;
     char *memory = ALIGNED(threads * own + shared + rounded_size + gathered_size);
     if (!memory) return 1;
     float *x_scale = (float *)(memory + threads * own);
@@ -635,7 +637,7 @@ int kbit_linear(const Product *given) {
     }
     const Tables tables = tables_of(p);
     for (int64_t begin = 0; begin < batch; begin += MANY) {
-        p->batch = batch - begin < MANY ? batch - begin : MANY;
+        p->batch = batch - begin < most ? batch - begin : most;
         const char *from = p->x;
         if (GATHERS && batch > 1) {
             const int together = rows_together(p, 0);

@@ -17,7 +17,7 @@ from kbitlib.report.svg import stand_alone
 from kbitlib.runs.files import replace_file
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
-NUMBER = "number"  # class of cells that are aligned by their last digit
+NUMBER, WORD = "number", "word"  # classes of cells that are aligned by their last digit, and that are not to be broken
 METADATA = "kbit"  # key of what the page shows around a figure or table, in the output's metadata
 
 Format = str | Callable[[object], str]
@@ -114,8 +114,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def _table(frame: pd.DataFrame, caption: str, formats: Mapping[str, Format]) -> str:
-    numeric = {column: pd.api.types.is_numeric_dtype(frame[column]) for column in frame.columns}
-    classes = {column: f' class="{NUMBER}"' if numeric[column] else "" for column in frame.columns}
+    classes = {column: _class(frame[column]) for column in frame.columns}
     head = "".join(f'<th scope="col"{classes[column]}>{html.escape(str(column))}</th>' for column in frame.columns)
     rows = []
     for row in frame.itertuples(index=False):
@@ -128,6 +127,12 @@ def _table(frame: pd.DataFrame, caption: str, formats: Mapping[str, Format]) -> 
     title = convert_text(caption, html.escape)
     body = "\n".join(rows)
     return f"<table>\n<caption>{title}</caption>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>"
+
+
+def _class(column: pd.Series) -> str:
+    if pd.api.types.is_numeric_dtype(column):
+        return f' class="{NUMBER}"'
+    return "" if column.astype(str).str.contains(r"\s").any() else f' class="{WORD}"'
 
 
 def _text(value: object, how: Format | None) -> str:

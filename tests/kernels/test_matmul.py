@@ -132,6 +132,17 @@ def test_eight_bit_activations_are_multiplied_as_integers(way: str, format: str,
         assert error(linear(x, weight, 8), exact) < BARS[dtype]
 
 
+@pytest.mark.parametrize("bits", [16, 8])
+@pytest.mark.parametrize("wrong", [torch.nan, torch.inf, -torch.inf])
+def test_what_is_not_finite_stays_in_its_row(way: str, wrong: float, bits: int) -> None:
+    weight, x = packed(20, 96, "int4"), inputs(3, 96)
+    right = linear(x, weight, bits)
+    x[1, 50] = wrong
+    found = linear(x, weight, bits)
+    assert not found[1].isfinite().any()
+    assert torch.equal(found[[0, 2]], right[[0, 2]])
+
+
 def test_eight_bit_activations_are_the_format_int8() -> None:
     x = inputs(5, 100)
     x[2] = 0

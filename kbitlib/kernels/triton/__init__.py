@@ -15,7 +15,6 @@ the decoded weight, which is then rounded, once and after its scale, to bfloat16
 Nothing is added atomically: a configuration (`tuning`) gives the same result from run to run.
 """
 
-
 from __future__ import annotations
 
 from typing import Any

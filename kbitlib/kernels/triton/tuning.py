@@ -1,6 +1,5 @@
 """Shapes of the kernels: a small fixed set of configurations, timed at the first product of a kind and remembered."""
 
-
 from __future__ import annotations
 
 from typing import Any
