@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
 import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +77,16 @@ def waited_share(samples: Sequence[Sample]) -> float:
 
 def _quieter_half(samples: Sequence[Sample]) -> list[Sample]:
     return sorted(samples, key=lambda sample: sample[1])[: (len(samples) + 1) // 2]
+
+
+def in_process_of(module: str, *arguments: str, environment: Mapping[str, str]) -> list[Row]:
+    """The records that ``python -m MODULE ARGUMENTS`` prints as JSON; RuntimeError, with what it wrote, if it fails."""
+    command = [sys.executable, "-m", module, *arguments]
+    done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed: {done.stderr.strip()[-500:]}")
+    rows: list[Row] = json.loads(done.stdout)
+    return rows
 
 
 def waiting() -> float:

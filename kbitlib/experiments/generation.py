@@ -8,21 +8,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from math import prod
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from kbitlib.experiments.clock import Sample, on_host, quiet_median
+from kbitlib.experiments.clock import Row, Sample, in_process_of, on_host, quiet_median
 from kbitlib.models.layers import block_linears, weight_of
 from kbitlib.models.quantized import QuantizedLinear
 from kbitlib.models.transformer import VOCABULARY, Shape, Transformer, rotations, stream
@@ -32,7 +28,6 @@ from kbitlib.quant import Format, QuantizedTensor, quantize
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**16), "MALLOC_TRIM_THRESHOLD_": str(2**16)}
 PIECE = 2**18  # weights drawn and rounded at once: beside a model of any size they are little
 FIRST = 4  # tokens that are not timed: caches fill, and memory is touched for the first time
-Row = dict[str, Any]
 
 
 def measure_generation(
@@ -51,16 +46,8 @@ def measure_generation(
         format_of(k)
     sizes = {"width": width, "depth": depth, "heads": heads, "tokens": tokens, "seed": seed}
     options = [text for name, value in sizes.items() for text in (f"--{name}", str(value))]
-    return [row for k in bits for row in _in_own_process(*options, "--bits", str(k))]
-
-
-def _in_own_process(*arguments: str) -> list[Row]:
-    command = [sys.executable, "-m", "kbitlib.experiments.generation", *arguments]
-    done = subprocess.run(command, env={**os.environ, **ALLOCATOR}, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)} failed: {done.stderr.strip()[-500:]}")
-    rows: list[Row] = json.loads(done.stdout)
-    return rows
+    own = partial(in_process_of, "kbitlib.experiments.generation", *options, environment=ALLOCATOR)
+    return [row for k in bits for row in own("--bits", str(k))]
 
 
 def measure_here(shape: Shape, k: int, seed: int) -> Row:

@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -20,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kbitlib.experiments.clock import Action, Row, in_turns, processor, quiet_median
+from kbitlib.experiments.clock import Action, Row, in_process_of, in_turns, processor, quiet_median
 from kbitlib.experiments.products import measure_products, product_formats
 from kbitlib.quant import quantize
 
@@ -88,12 +85,7 @@ def fixed_formats(bit_widths: Sequence[int]) -> list[str]:
 
 def in_own_process(*arguments: str) -> list[Row]:
     """The records of ``python -m kbitlib.experiments.speed ARGUMENTS``, whose allocator is told to keep its memory."""
-    command = [sys.executable, "-m", "kbitlib.experiments.speed", *arguments]
-    done = subprocess.run(command, env={**os.environ, **ALLOCATOR}, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)} failed: {done.stderr.strip()[-500:]}")
-    rows: list[Row] = json.loads(done.stdout)
-    return rows
+    return in_process_of("kbitlib.experiments.speed", *arguments, environment=ALLOCATOR)
 
 
 def generate(**given: Any) -> list[Row]:

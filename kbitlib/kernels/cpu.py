@@ -111,7 +111,7 @@ def linear(
         inputs = F.pad(inputs, (0, -columns % COLUMNS))
     inputs = inputs.contiguous()
     out = torch.empty(*x.shape[:-1], rows, dtype=inputs.dtype, device="cpu")
-    product = _product(out, *weight, width=1 if activation_bits == 8 else inputs.itemsize)
+    product = _product(out, weight, 1 if activation_bits == 8 else inputs.itemsize)
     product.x, product.batch = inputs.data_ptr(), batch
     _run("kbit_linear", product)
     return out if out.dtype == x.dtype else out.to(x.dtype)
@@ -133,7 +133,7 @@ def decode(
     out = torch.empty(rows, columns, dtype=torch.float32, device="cpu")
     weight = (codes, scales, scale_levels, outer, zeros, levels, unit, 1.0, block, rows, columns)
     if out.numel():
-        _run("kbit_decode", _product(out, *weight, width=out.itemsize), 0, rows)
+        _run("kbit_decode", _product(out, weight, out.itemsize), 0, rows)
     return out
 
 
@@ -144,27 +144,14 @@ def _decoded_first(x: Tensor, weight: tuple[Any, ...]) -> Tensor:
     for first in range(0, rows, ROWS_AT_ONCE):
         last = min(first + ROWS_AT_ONCE, rows)
         part = torch.empty(last - first, columns, dtype=x.dtype, device="cpu")
-        _run("kbit_decode", _product(part, *weight, width=part.itemsize), first, last)
+        _run("kbit_decode", _product(part, weight, part.itemsize), first, last)
         parts.append(F.linear(x, part))
     return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
 
-def _product(
-    out: Tensor,
-    codes: Tensor,
-    scales: Tensor,
-    scale_levels: Tensor | None,
-    outer: Tensor | None,
-    zeros: Tensor | None,
-    levels: Tensor,
-    unit: float,
-    gain: float,
-    block: int,
-    rows: int,
-    columns: int,
-    *,
-    width: int,
-) -> Product:
+def _product(out: Tensor, weight: tuple[Any, ...], width: int) -> Product:
+    """The job of one row of x, which is still to be named. weight: the arguments of `linear` that describe it."""
+    codes, scales, scale_levels, outer, zeros, levels, unit, gain, block, rows, columns = weight
     zero_kind, zero_type = NONE, 0
     if zeros is not None:
         zero_kind, zero_type = (MASKS, 0) if zeros.dtype == torch.int16 else (MINIMA, SCALES[zeros.dtype])
