@@ -258,6 +258,8 @@ def whole_numbers(name: str, given: str, least: int = 1, most: int = 4096) -> li
     for number in numbers:
         if not number.isdecimal() or not least <= int(number) <= most:
             raise ValueError(f"{name} takes whole numbers from {least} to {most}, set apart by commas, not {number!r}")
+    if twice := [number for number in numbers if numbers.count(number) > 1]:
+        raise ValueError(f"{name} names {twice[0]} twice")
     return numbers
 
 

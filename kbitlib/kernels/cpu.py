@@ -74,13 +74,16 @@ def many(dtype: torch.dtype, block: int) -> float:
     return {16: 128, 32: 224}.get(block, 384) if dtype == torch.bfloat16 else math.inf
 
 
-def path() -> str:
+def path(block: int) -> str:
     """What a product on the CPU runs in."""
     if not available():
-        return "PyTorch: there is no C compiler"
+        return "PyTorch: no C compiler compiles the kernels"
     if not abilities() & IN_VECTORS:
-        return "C without AVX-512, which the processor has not with VBMI and VNNI"
-    return "AVX-512 with BF16" if abilities() & BFLOAT16 else "AVX-512 in float32, for the processor has no BF16"
+        kind = "C without AVX-512, which the processor has not with VBMI and VNNI"
+    else:
+        kind = "AVX-512 with BF16" if abilities() & BFLOAT16 else "AVX-512 in float32, for the processor has no BF16"
+    rows = many(torch.bfloat16, block)
+    return f"{kind}; from {rows:g} rows of bfloat16 on, PyTorch with the weight decoded"
 
 
 def linear(

@@ -12,7 +12,7 @@ the four columns of a step lie in the four bytes of a word, and a shift by p i b
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from torch import Tensor
 from kbitlib.quant import Format, QuantizedTensor
 from kbitlib.quant.blocks import TENSOR
 from kbitlib.quant.codebooks import codebook
+from kbitlib.quant.format import OUTER_BLOCK
 from kbitlib.quant.packing import packed_bytes, unpack
 
 ROWS, COLUMNS = 16, 32  # of a tile
@@ -39,6 +40,7 @@ class PackedWeight:
     level of double quantization, as `QuantizedTensor.outer_scales`. zeros: int16 (groups, blocks, k), bit r of mask j
     is bit j of row r's zero point; or 16-bit floats (groups, blocks, 16), minima. levels: float32 (2^k,). gain: what
     levels are multiplied with before they are rounded to bfloat16, and divided by after. block: columns a scale serves.
+    ValueError for tensors of another type, shape, order in memory or device.
     """
 
     codes: Tensor
@@ -52,6 +54,36 @@ class PackedWeight:
     block: int
     rows: int
     columns: int
+
+    def __post_init__(self) -> None:
+        groups, tiles = -(-self.rows // ROWS), -(-self.columns // COLUMNS)
+        k = self.codes.shape[2] if self.codes.ndim == 4 else 0
+        blocks = -(-self.columns // self.block) if self.block > 0 else 0
+        by_block = groups, blocks, ROWS
+        small = torch.float32, torch.float16, torch.bfloat16
+        expected: dict[str, tuple[tuple[torch.dtype, ...], tuple[int, ...]]] = {
+            "codes": ((torch.int32,), (groups, tiles, k, ROWS)),
+            "scales": (small if self.scale_levels is None else (torch.uint8,), by_block),
+            "scale_levels": ((torch.float32,), (256,)),
+            "outer": ((torch.float32,), (1 + -(-self.rows * blocks // OUTER_BLOCK),)),
+            "zeros": ((torch.int16, *small[1:]), by_block),
+            "levels": ((torch.float32,), (2**k,)),
+        }
+        if self.scales.shape == (1,) and self.outer is None:
+            expected["scales"] = expected["scales"][0], (1,)
+        if self.zeros is not None and self.zeros.dtype == torch.int16:
+            expected["zeros"] = (torch.int16,), (groups, blocks, k)
+        for name, tensor in self.tensors.items():
+            dtypes, shape = expected[name]
+            if tensor.dtype not in dtypes or tensor.shape != shape or not tensor.is_contiguous():
+                found = f"{tensor.dtype} {tuple(tensor.shape)}{'' if tensor.is_contiguous() else ', not contiguous'}"
+                raise ValueError(
+                    f"{name} of a weight ({self.rows}, {self.columns}) are {dtypes[0]} {shape}, not {found}"
+                )
+            if tensor.device != self.codes.device:
+                raise ValueError(f"{name} lie on {tensor.device}, the codes on {self.codes.device}")
+        if k not in PARTS or (self.columns and self.block < 1) or not self.gain > 0:
+            raise ValueError(f"no weight has k = {k}, blocks of {self.block} and the gain {self.gain}")
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -108,20 +140,22 @@ def pack(weight: QuantizedTensor) -> PackedWeight:
         stored = unpack(weight.zeros, k, blocks.count) if format.zero == "zp" else weight.zeros
         each = (1, 1) if scales.numel() == 1 else (blocks.rows, blocks.per_row)
         stored = stored.view(each) if stored.numel() else stored.new_zeros(each)
-        scales, stored = _by_group(scales.view(each), rows), _by_group(stored, rows)
+        scales, stored = (_by_group(part, rows)[:, :columns] for part in (scales.view(each), stored))  # none of none
         zeros = _masks(stored, k) if format.zero == "zp" else stored
     elif scales.ndim > 1:
         scales = _by_group(scales, rows)
+    codes = pack_codes(weight.codes, k, rows, columns)
+    some = codes[:: 1 + rows * columns // AT_ONCE]
     return PackedWeight(
-        codes=pack_codes(weight.codes, k, rows, columns),
+        codes=codes,
         scales=scales,
         scale_levels=scale_levels,
         outer=outer,
         zeros=zeros,
         levels=levels,
         unit=unit,
-        gain=best_gain(tuple(levels.tolist())),
-        block=columns if format.block <= 0 else format.block,
+        gain=best_gain(levels, unpack_codes(some, min(rows, ROWS * len(some)), columns), columns),
+        block=columns if format.block <= 0 else min(format.block, columns),
         rows=rows,
         columns=columns,
     )
@@ -200,11 +234,14 @@ def _masks(zeros: Tensor, k: int) -> Tensor:
     return masks.to(torch.uint16).view(torch.int16)
 
 
-@lru_cache
-def best_gain(levels: tuple[float, ...]) -> float:
-    """The factor, 1 to 2, after which levels lose least in being rounded to bfloat16, in squares."""
-    double: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}  # whatever PyTorch's defaults are set to
-    exact, gains = torch.tensor(levels, **double), 2 ** (torch.arange(4096, **double) / 4096)
+def best_gain(levels: Tensor, codes: Tensor, columns: int) -> float:
+    """The factor, 1 to 2, after which levels lose least in being rounded to bfloat16.
+
+    codes: those of a weight, or of a part of it, for how often each level is taken. What a level loses counts in its
+    square; what levels lose on average counts once a column more, as inputs of one sign add it up.
+    """
+    often = torch.bincount(codes.flatten(), minlength=len(levels)).double().cpu()
+    exact, gains = levels.double().cpu(), 2 ** (torch.arange(4096, dtype=torch.float64, device="cpu") / 4096)
     raised = exact * gains[:, None]
-    lost = ((raised.bfloat16().double() - raised) / gains[:, None]).square().sum(1)
-    return float(gains[lost.argmin()])
+    lost = (raised.bfloat16().double() - raised) / gains[:, None]
+    return float(gains[(lost.square() @ often + columns * (lost @ often).square() / max(1, codes.numel())).argmin()])

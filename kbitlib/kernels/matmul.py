@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from kbitlib.kernels import cpu
 from kbitlib.kernels.layout import ROWS, PackedWeight, unpack_codes
@@ -42,7 +43,9 @@ def linear(x: Tensor, weight: PackedWeight, activation_bits: int = 16) -> Tensor
         x, w.codes, w.scales, w.scale_levels, w.outer, w.zeros, w.levels, w.unit, w.gain, w.block, w.rows, w.columns,
         activation_bits,
     )  # fmt: skip
-    if torch.compiler.is_compiling() or (x.requires_grad and torch.is_grad_enabled()):
+    if forward_ad._current_level >= 0 and (dual := forward_ad.unpack_dual(x)).tangent is not None:
+        return forward_ad.make_dual(linear(dual.primal, w, activation_bits), linear(dual.tangent, w))
+    if torch.compiler.is_compiling() or x.requires_grad:
         return torch.ops.kbit.linear(*arguments)
     with torch._C._AutoDispatchBelowAutograd():  # saves its seven microseconds where there is no gradient
         return torch.ops.kbit.linear.default(*arguments)
@@ -66,8 +69,10 @@ def path(device: torch.device | str, weight: PackedWeight) -> str:
     """Which implementation a product on a device takes, and why where it is not the fast one."""
     kind = torch.device(device).type
     if kind == "cpu":
-        return cpu.path()
+        return cpu.path(weight.block)
     if kind == "cuda":
+        if not torch.cuda.is_available():
+            return "nothing: PyTorch finds no CUDA device"
         return "Triton" if triton_kernels() else "PyTorch: triton is not installed"
     return f"PyTorch: there is no kernel for {kind}"
 
@@ -157,6 +162,9 @@ def reference(
 
 
 def _on_cpu(x: Tensor, *rest: Any) -> Tensor:
+    columns = rest[10]
+    if x.dtype not in TYPES or x.shape[-1:] != (columns,):
+        raise ValueError(f"the product takes {columns} columns of floats, not {x.dtype} {tuple(x.shape)}")
     return cpu.linear(x, *rest) if cpu.available() else reference(x, *rest)
 
 

@@ -87,7 +87,7 @@ class QuantizedLinear(nn.Module):
     def weight(self) -> PackedWeight | QuantizedTensor:
         """The weight as it is stored, outlier columns apart."""
         kept = self._kept
-        if kept is None or kept.codes is not self._buffers["codes"]:
+        if kept is None or any(getattr(kept, name) is not self._buffers[name] for name in self._names):
             kept = self._kind(**self._rest, **{name: self._buffers[name] for name in self._names})
             self._kept = kept
         return kept

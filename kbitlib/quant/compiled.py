@@ -22,7 +22,11 @@ def load(source: Path, flags: Sequence[str], functions: Sequence[str], otherwise
 
     functions: names that it must have. otherwise: what happens without it, for the warning.
     """
-    chosen = split(os.environ.get("CC", ""))
+    try:
+        chosen = split(os.environ.get("CC", ""))
+    except ValueError as error:
+        warnings.warn(f"CC = {os.environ['CC']!r} is no command ({error}): {otherwise}", stacklevel=3)
+        return None
     found = [command for command in (chosen, ["cc"], ["gcc"], ["clang"]) if command and shutil.which(command[0])]
     if not found:
         warnings.warn(f"no C compiler (cc, gcc or clang) is found: {otherwise}", stacklevel=3)
@@ -43,8 +47,9 @@ def _compiled(source: Path, compiler: list[str], flags: tuple[str, ...]) -> Path
 
     Its name holds the hash of its content too, so that a damaged one is not loaded but made again.
     """
-    about = subprocess.run([*compiler, *flags, "-dM", "-E", "-x", "c", os.devnull], capture_output=True, check=True)
-    key = hashlib.sha256(source.read_bytes() + " ".join(flags).encode() + about.stdout).hexdigest()[:16]
+    command = [*compiler, *flags, "-dM", "-E", "-x", "c", os.devnull]
+    about = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    key = hashlib.sha256(source.read_bytes() + " ".join([*flags, about]).encode()).hexdigest()[:16]
     folder = _cache()
     for path in folder.glob(f"{key}.*.so"):
         if path.is_file() and path.name == f"{key}.{_digest(path)}.so":
@@ -58,12 +63,12 @@ def _compiled(source: Path, compiler: list[str], flags: tuple[str, ...]) -> Path
 def _cache() -> Path:
     """The user's own folder for compiled files, or one for this process alone where that is not to be had."""
     home = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    folder = (home if home.is_absolute() else Path("~/.cache").expanduser()) / "kbit-lab"
     try:
+        folder = (home if home.is_absolute() else Path("~/.cache").expanduser()) / "kbit-lab"
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         if os.access(folder, os.W_OK) and (not hasattr(os, "getuid") or folder.stat().st_uid == os.getuid()):
             return folder  # what others own might hold what others wrote, and it is loaded
-    except OSError:
+    except (OSError, RuntimeError):  # no folder to write to, or no home
         pass
     private = tempfile.mkdtemp()
     register(shutil.rmtree, private, ignore_errors=True)

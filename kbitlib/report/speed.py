@@ -14,6 +14,7 @@ from kbitlib.report.numbers import moment
 
 OURS, BEFORE = "kbitlib", "dequantize first"
 BUSY = 0.1  # of its time that a product waited for a processor: above, it is not the machine's best
+AIMED_AT = 4096
 LEVELS = "nf{k}-b64"  # the format by which widths are compared
 # Share of a GPU's copy bandwidth at batch 1, and how many times as fast as bfloat16 on a CPU, by width.
 SHARES = {8: 0.80, 4: 0.65, 3: 0.50, 2: 0.45}
@@ -59,11 +60,11 @@ def products(records: pd.DataFrame, *, cached: bool = False) -> pd.DataFrame:
     return found.astype({"k": float, "batch": int, "activation_bits": int}).reset_index(drop=True)
 
 
-def limits(records: pd.DataFrame, formats: Sequence[str]) -> pd.DataFrame:
+def limits(records: pd.DataFrame, formats: Sequence[str], speed: float) -> pd.DataFrame:
     """What limits each of our formats at batch 1, and how many times its limit it takes (`times_limit`).
 
-    memory_ms: its bytes at the bandwidth of the run. cached_ms: the same product when the cache holds the weight, which
-    leaves the instructions; missing where the cache does not. The limit is the larger of the two.
+    memory_ms: its bytes at `speed`, in bytes a millisecond. cached_ms: the same product when the cache holds the weight,
+    which leaves the instructions; missing where the cache does not. The limit is the larger of the two.
     """
     chosen = products(records)
     chosen = chosen[(chosen.implementation == OURS) & (chosen.batch == 1) & (chosen.activation_bits == 16)]
@@ -71,7 +72,7 @@ def limits(records: pd.DataFrame, formats: Sequence[str]) -> pd.DataFrame:
     inside = products(records, cached=True)
     held = inside[inside.activation_bits == 16].set_index("format").ms
     table = chosen[["k", "bits_per_weight", "bytes", "ms"]].copy()
-    table["memory_ms"] = table.bytes / bandwidth(records)
+    table["memory_ms"] = table.bytes / speed
     table["cached_ms"] = held.reindex(table.index)
     table["limit_ms"] = table[["memory_ms", "cached_ms"]].max(axis=1)
     table["limited_by"] = ["memory" if row.limit_ms == row.memory_ms else "instructions" for row in _rows(table)]
@@ -79,12 +80,18 @@ def limits(records: pd.DataFrame, formats: Sequence[str]) -> pd.DataFrame:
     return table.reset_index()
 
 
-def targets(records: pd.DataFrame) -> list[Target]:
-    """The targets that these records speak of, with what was found."""
+def targets(records: pd.DataFrame, sweep: pd.DataFrame | None = None) -> list[Target]:
+    """The targets that these records speak of, with what was found.
+
+    sweep: records of a run of other batches, for what is to hold at every batch. Speeds on a CPU are aimed at for
+    weights of AIMED_AT rows and columns; of others only errors and the cost of a call are judged.
+    """
     table = products(records)
-    keys = ["implementation", "format", "activation_bits", "batch"]
-    times: dict[Any, float] = table.set_index(keys).ms.to_dict()
-    found = list(_on_cuda(records, table, times) if records.device.iloc[0] == "cuda" else _on_cpu(table, times))
+    found = list(_on_cuda(records, table) if records.device.iloc[0] == "cuda" else _on_cpu(table))
+    if sweep is not None:
+        table = pd.concat([table, products(sweep)])
+    if set(table["rows"]) == set(table["columns"]) == {AIMED_AT} or records.device.iloc[0] == "cuda":
+        found += _never_worse(table)
     for column, bar, what in (
         ("error_unrounded", 2e-3, "before y is rounded to bfloat16"),
         ("error_bfloat16", 2.5e-3, "after y is rounded to bfloat16"),
@@ -100,7 +107,16 @@ def targets(records: pd.DataFrame) -> list[Target]:
     return found
 
 
-def _on_cpu(table: pd.DataFrame, times: Mapping[Any, float]) -> Iterator[Target]:
+def _times(table: pd.DataFrame) -> dict[Any, float]:
+    """Milliseconds by implementation, format, bits of the activations and batch."""
+    times: dict[Any, float] = table.set_index(["implementation", "format", "activation_bits", "batch"]).ms.to_dict()
+    return times
+
+
+def _on_cpu(table: pd.DataFrame) -> Iterator[Target]:
+    if set(table["rows"]) != {AIMED_AT} or set(table["columns"]) != {AIMED_AT}:
+        return
+    times = _times(table)
     ours = {k: times.get((OURS, LEVELS.format(k=k), 16, 1)) for k in range(2, 9)}
     plain, base = times.get(("torch", "bf16", 16, 1)), ours[4]
     peer = times.get(("bitsandbytes", "nf4-b64-fp32", 16, 1))
@@ -120,17 +136,17 @@ def _on_cpu(table: pd.DataFrame, times: Mapping[Any, float]) -> Iterator[Target]
         if len(chosen):
             slowest = chosen.sort_values("ms").iloc[-1]
             yield Target(f"batch 32: {what} over bfloat16 (slowest: {_called(slowest)})", 1 / slowest.ratio, bar)
-    yield from _never_worse(times)
 
 
-def _never_worse(times: Mapping[Any, float]) -> Iterator[Target]:
+def _never_worse(table: pd.DataFrame) -> Iterator[Target]:
+    times = _times(table)
     over = {key[1:]: times[(OURS, *key[1:])] / ms for key, ms in times.items() if key[0] == BEFORE}
     if over:
         form, _, batch = worst = max(over, key=lambda key: over[key])
         yield Target(f"any batch: over dequantizing first (worst: {form} at batch {batch})", over[worst], 1.0)
 
 
-def _on_cuda(records: pd.DataFrame, table: pd.DataFrame, times: Mapping[Any, float]) -> Iterator[Target]:
+def _on_cuda(records: pd.DataFrame, table: pd.DataFrame) -> Iterator[Target]:
     speed = bandwidth(records)
     own = table[(table.implementation == OURS) & table.format.isin([LEVELS.format(k=k) for k in range(2, 9)])]
     first = own[own.batch == 1].set_index("k")
@@ -147,7 +163,18 @@ def _on_cuda(records: pd.DataFrame, table: pd.DataFrame, times: Mapping[Any, flo
             slowest = chosen.sort_values("ms").iloc[-1]
             what = f"batch {batch}: times as fast as bfloat16 (slowest: {slowest.format})"
             yield Target(what, float(slowest.ratio), gain, least=True)
-    yield from _never_worse(times)
+
+
+def generation_targets(rows: pd.DataFrame) -> list[Target]:
+    """What one decoder's records say: each step to fewer bits faster, and memory as bits a weight predict."""
+    rows, name = rows.sort_values("k", ascending=False), f"{rows.params.iloc[0] / 1e9:.2g} billion parameters"
+    gains = (rows.tokens_per_s / rows.tokens_per_s.shift()).iloc[1:]
+    least = f"{name}: tokens a second over those at the next more bits (least at k = {rows.k[rows.index == gains.idxmin()].item()})"
+    found = [Target(least, float(gains.min()), 1.0, least=True)]
+    if rows.peak_bytes.notna().all():
+        over = float((rows.peak_bytes / rows.predicted_bytes).max())
+        found.append(Target(f"{name}: memory over what bits a weight predict", over, 1.1))
+    return found
 
 
 def _called(row: Any) -> str:
@@ -168,8 +195,8 @@ def published_on_gpu(folder: Path) -> list[tuple[str, pd.DataFrame]]:
     return found
 
 
-def products_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Records as lines to be read in a terminal: products by batch, memory, who is absent, and the targets."""
+def products_text(rows: Sequence[Mapping[str, Any]], sweep: pd.DataFrame | None = None) -> str:
+    """Records as lines to be read in a terminal: products by batch, memory, who is absent, and the `targets`."""
     records = pd.DataFrame(rows)
     first = records.iloc[0]
     table = products(records)
@@ -190,7 +217,7 @@ def products_text(rows: Sequence[Mapping[str, Any]]) -> str:
     lines.append(f"{what}; the median of the quieter half of {first.rounds} rounds")
     if count := int((table.waited > BUSY).sum()):
         lines.append(f"the machine was busy: {count} of {len(table)} products waited for a processor")
-    lines += [str(target) for target in targets(records)]
+    lines += [str(target) for target in targets(records, sweep)]
     return "\n".join(lines)
 
 

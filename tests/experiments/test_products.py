@@ -126,7 +126,7 @@ def made_up(**changes: float) -> pd.DataFrame:
 
 
 def test_the_larger_of_reading_and_computing_is_the_limit() -> None:
-    table = limits(made_up(), ["nf2-b64", "nf3-b64", "nf4-b64"]).set_index("format")
+    table = limits(made_up(), ["nf2-b64", "nf3-b64", "nf4-b64"], bandwidth(made_up())).set_index("format")
     assert table.limited_by.to_dict() == {"nf2-b64": "instructions", "nf4-b64": "memory"}
     assert table.times_limit["nf2-b64"] == pytest.approx(2.0 / 1.9)
     assert table.times_limit["nf4-b64"] == pytest.approx(4.0 / 3.2)
@@ -134,7 +134,7 @@ def test_the_larger_of_reading_and_computing_is_the_limit() -> None:
 
 def test_a_weight_that_no_cache_holds_is_limited_by_what_is_known() -> None:
     records = made_up()
-    table = limits(records[~records.cached.eq(True)], ["nf2-b64"])
+    table = limits(records[~records.cached.eq(True)], ["nf2-b64"], bandwidth(records))
     assert table.limited_by.item() == "memory"
     assert pd.isna(table.cached_ms.item())
 

@@ -51,7 +51,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
         monkeypatch.setattr(cpu, "library", lambda: None)
     elif request.param == "vectors":
         if not cpu.abilities() & cpu.IN_VECTORS:
-            pytest.skip(f"this machine's products run in {cpu.path()}")
+            pytest.skip(f"this machine's products run in {cpu.path(64)}")
     else:
         if cpu.library() is None:
             pytest.skip("there is no C compiler")
@@ -79,6 +79,17 @@ def test_error_is_within_the_bars(way: str, format: str) -> None:
             assert found.dtype == dtype
             assert found.shape == (batch, 40)
             assert error(found, x.double() @ decode(weight).double().T) < bar
+
+
+@pytest.mark.parametrize(
+    "format", ["nf3", "nf4", "nf6", "nf8", "kmeans4", "int4", "int4-b64-zp", "nf4-b64-dq", "mxfp4"]
+)
+@pytest.mark.parametrize("shift", [0.0, 3.0])
+def test_inputs_of_one_sign_do_not_add_errors_up(format: str, shift: float) -> None:
+    weight, x = packed(256, 4096, format), (inputs(32, 4096).relu() + shift).bfloat16()
+    exact = x.double() @ decode(weight).double().T
+    assert error(linear(x, weight), exact) < 2.5e-3
+    assert error(linear(x[:1], weight), exact[:1]) < 2.5e-3
 
 
 @pytest.mark.parametrize("k", range(1, 9))
@@ -200,6 +211,50 @@ def test_what_is_refused(x: Tensor, bits: int, message: str) -> None:
         linear(x, packed(16, 64, "nf4"), bits)
 
 
+def test_derivative_in_forward_mode() -> None:
+    weight, x, along = packed(24, 64, "nf3"), inputs(5, 64), inputs(5, 64, seed=2)
+    y, tangent = torch.func.jvp(lambda given: linear(given, weight), (x,), (along,))
+    torch.testing.assert_close(y, linear(x, weight))
+    torch.testing.assert_close(tangent, linear(along, weight))
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("codes", lambda t: t[:1]),
+        ("codes", lambda t: t.long()),
+        ("codes", lambda t: t.transpose(0, 1)),
+        ("scales", lambda t: t[:1]),
+        ("scales", lambda t: t.double()),
+        ("scales", lambda t: t.to("meta")),
+        ("levels", lambda t: t[:3]),
+        ("levels", lambda t: t.bfloat16()),
+        ("rows", lambda n: 10**7),
+        ("columns", lambda n: 300_000),
+        ("block", lambda n: 0),
+        ("block", lambda n: 24),
+        ("gain", lambda g: 0.0),
+    ],
+)
+def test_a_weight_that_does_not_hold_together_is_refused(name: str, change) -> None:
+    weight = packed(64, 256, "nf4-b32")
+    with pytest.raises(ValueError, match=r"are torch|lie on|no weight has"):
+        replace(weight, **{name: change(getattr(weight, name))})
+
+
+def test_the_operator_itself_refuses_other_inputs() -> None:
+    weight = packed(64, 256, "nf4-b32")
+    for x in (inputs(3, 7), inputs(3, 320), inputs(3, 256).int()):
+        with pytest.raises(ValueError, match="takes 256 columns of floats, not"):
+            torch.ops.kbit.linear(x, *arguments(weight))
+
+
+def test_a_block_longer_than_any_row_is_a_row() -> None:
+    weight, x = packed(20, 64, f"nf4-b{2**63 - 1}"), inputs(2, 64)
+    assert error(linear(x, weight), x.double() @ decode(weight).double().T) < 1e-5
+    assert decode(weight).any()
+
+
 @pytest.mark.parametrize("format", ["nf4", "int3-b64-zp", "nf4-b64-dq", "int4-b64-zpf"])
 @pytest.mark.parametrize("gradient", [False, True])
 def test_the_operator_keeps_its_contract(format: str, gradient: bool) -> None:
@@ -242,7 +297,7 @@ def test_without_a_compiler_pytorch_does_the_work_and_says_so_once(
             found = [linear(x, weight) for _ in range(2)]
         assert len(said) == 1
         assert torch.equal(*found)
-        assert path("cpu", weight) == "PyTorch: there is no C compiler"
+        assert path("cpu", weight) == "PyTorch: no C compiler compiles the kernels"
     finally:
         cpu.library.cache_clear()
         cpu.abilities.cache_clear()
@@ -265,5 +320,7 @@ def test_a_damaged_compiled_file_is_made_again(monkeypatch: pytest.MonkeyPatch, 
 
 def test_the_path_is_told() -> None:
     weight = packed(16, 64, "nf4")
-    assert path("cpu", weight) == cpu.path()
+    assert path("cpu", weight) == cpu.path(64)
+    if not torch.cuda.is_available():
+        assert path("cuda", weight) == "nothing: PyTorch finds no CUDA device"
     assert path("meta", weight) == "PyTorch: there is no kernel for meta"
