@@ -32,9 +32,8 @@ def main() -> None:
     print(products_text(rows, sweep))
     written = pd.DataFrame(in_own_process("generate", "--tokens", "64"))
     for row in written.itertuples():
-        print(
-            f"k = {row.k:2}: {row.tokens_per_s:6.1f} tokens a second, {row.peak_bytes / row.predicted_bytes:.3f} of the memory"
-        )
+        memory = row.peak_bytes / row.predicted_bytes
+        print(f"k = {row.k:2}: {row.tokens_per_s:6.1f} tokens a second, {memory:.3f} times the memory predicted")
     print("\n".join(str(target) for target in generation_targets(written)))
 
 

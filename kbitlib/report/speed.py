@@ -63,8 +63,8 @@ def products(records: pd.DataFrame, *, cached: bool = False) -> pd.DataFrame:
 def limits(records: pd.DataFrame, formats: Sequence[str], speed: float) -> pd.DataFrame:
     """What limits each of our formats at batch 1, and how many times its limit it takes (`times_limit`).
 
-    memory_ms: its bytes at `speed`, in bytes a millisecond. cached_ms: the same product when the cache holds the weight,
-    which leaves the instructions; missing where the cache does not. The limit is the larger of the two.
+    memory_ms: its bytes at `speed`, in bytes a millisecond. cached_ms: the same product of a weight that the cache
+    holds, which leaves the instructions; missing where the cache does not. The limit is the larger of the two.
     """
     chosen = products(records)
     chosen = chosen[(chosen.implementation == OURS) & (chosen.batch == 1) & (chosen.activation_bits == 16)]
