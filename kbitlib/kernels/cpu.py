@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kbitlib.kernels.layout import COLUMNS
+from kbitlib.kernels.layout import COLUMNS, ROWS
 from kbitlib.quant.compiled import load
 
 SOURCE = Path(__file__).with_name("matmul.c")
@@ -25,7 +25,7 @@ SCALES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.uint8: 3}
 NONE, MASKS, MINIMA = range(3)
 FLOAT32, BFLOAT16, IN_VECTORS = 1, 2, 4
 
-ROWS_AT_ONCE = 1024  # of the weight, decoded together
+DECODED_AT_ONCE = 2**25  # bytes of the weight
 
 
 class Product(ctypes.Structure):
@@ -143,9 +143,9 @@ def decode(
 def _decoded_first(x: Tensor, weight: tuple[Any, ...]) -> Tensor:
     """The product by PyTorch, of some decoded rows of the weight at a time, so that they take little memory."""
     rows, columns = weight[-2:]
-    parts = []
-    for first in range(0, rows, ROWS_AT_ONCE):
-        last = min(first + ROWS_AT_ONCE, rows)
+    parts, step = [], max(1, DECODED_AT_ONCE // (ROWS * columns * x.itemsize)) * ROWS
+    for first in range(0, rows, step):
+        last = min(first + step, rows)
         part = torch.empty(last - first, columns, dtype=x.dtype, device="cpu")
         _run("kbit_decode", _product(part, weight, part.itemsize), first, last)
         parts.append(F.linear(x, part))

@@ -27,6 +27,8 @@ class KVCache:
     """
 
     def __init__(self, capacity: int, format: str | Format | None = None) -> None:
+        if not isinstance(capacity, int) or capacity < 1:
+            raise ValueError(f"a cache keeps a whole number of tokens, at least one, not {capacity!r}")
         self.capacity = capacity
         self.format = None if format is None else Format.parse(str(format))
         if self.format is not None and not _by_token(self.format):
@@ -35,20 +37,28 @@ class KVCache:
             )
         self.length = 0  # tokens kept; those of the layers that have more are being read
         self._layers: dict[int, dict[str, Tensor]] = {}  # arrays (2, batch, heads, capacity, n), keys before values
+        self._kinds: dict[int, tuple[object, ...]] = {}  # type, batch, heads and channels of a layer's numbers
         self._channels = 0
 
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Take up a layer's new keys and values (batch, heads, time, channels); those of all tokens, as they are kept.
 
-        The tokens count when `length` is raised, after the last layer. ValueError beyond the capacity.
+        The tokens count when `length` is raised, after the last layer. ValueError beyond the capacity, without tokens,
+        and for numbers of another type, batch, heads or channels than those that are kept.
         """
+        kind = (keys.dtype, *keys.shape[:2], keys.shape[-1])
+        if not keys.numel() or values.shape != keys.shape or values.dtype != keys.dtype:
+            raise ValueError(f"keys {tuple(keys.shape)} and values {tuple(values.shape)} are not alike, or empty")
+        if self.length and self._kinds.get(layer, kind) != kind:
+            raise ValueError(f"the cache keeps (type, batch, heads, channels) {self._kinds[layer]}, not {kind}")
         new = torch.stack((keys.detach(), values.detach()))
         stop = self.length + new.shape[3]
         if stop > self.capacity:
             raise ValueError(f"{stop} tokens do not fit the cache of {self.capacity}")
         self._channels = new.shape[4]
         parts = {"values": new} if self.format is None else _packed(new, self.format)
-        if layer not in self._layers:
+        if self._kinds.get(layer) != kind:
+            self._kinds[layer] = kind
             room = {name: (*part.shape[:3], self.capacity, part.shape[4]) for name, part in parts.items()}
             self._layers[layer] = {name: part.new_empty(room[name]) for name, part in parts.items()}
         for name, part in parts.items():

@@ -169,8 +169,9 @@ def generation_targets(rows: pd.DataFrame) -> list[Target]:
     """What one decoder's records say: each step to fewer bits faster, and memory as bits a weight predict."""
     rows, name = rows.sort_values("k", ascending=False), f"{rows.params.iloc[0] / 1e9:.2g} billion parameters"
     gains = (rows.tokens_per_s / rows.tokens_per_s.shift()).iloc[1:]
-    least = f"{name}: tokens a second over those at the next more bits (least at k = {rows.k[rows.index == gains.idxmin()].item()})"
-    found = [Target(least, float(gains.min()), 1.0, least=True)]
+    least = rows.k[rows.index == gains.idxmin()].item()
+    what = f"{name}: tokens a second over those at the next more bits (least at k = {least})"
+    found = [Target(what, float(gains.min()), 1.0, least=True)]
     if rows.peak_bytes.notna().all():
         over = float((rows.peak_bytes / rows.predicted_bytes).max())
         found.append(Target(f"{name}: memory over what bits a weight predict", over, 1.1))

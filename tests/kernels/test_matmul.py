@@ -113,7 +113,7 @@ def test_odd_shapes(way: str, shape: tuple[int, int], format: str) -> None:
 @pytest.mark.parametrize("format", ["nf4", "int3-b32-zp", "nf4-b64-dq", "int5-b16-zpf"])
 @pytest.mark.parametrize("dtype", BARS)
 def test_many_rows(way: str, format: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu, "ROWS_AT_ONCE", 48)
+    monkeypatch.setattr(cpu, "DECODED_AT_ONCE", 2 * 48 * 100)
     weight = packed(130, 100, format)
     for batch in (250, 800):  # more than go through the caches at once; so many that the weight is decoded first
         x = inputs(batch, 100, dtype=dtype)

@@ -142,6 +142,30 @@ def test_formats_that_tokens_share_are_refused(format: str) -> None:
         KVCache(4, format)
 
 
+@pytest.mark.parametrize("format", [None, "int8-row"])
+def test_other_numbers_than_those_kept_are_refused(format: str | None) -> None:
+    def zeros(batch: int = 2, channels: int = 32, dtype: torch.dtype = torch.float32, time: int = 3) -> Tensor:
+        return torch.zeros(batch, 2, time, channels, dtype=dtype)
+
+    cache = KVCache(8, format)
+    cache.extend(0, zeros(), zeros())
+    cache.length = 3
+    for wrong in (zeros(batch=1), zeros(channels=16), zeros(dtype=torch.float16)):
+        with pytest.raises(ValueError, match="the cache keeps"):
+            cache.extend(0, wrong, wrong)
+    for keys, values in ((zeros(time=0), zeros(time=0)), (zeros(), zeros(batch=1))):
+        with pytest.raises(ValueError, match="are not alike, or empty"):
+            cache.extend(0, keys, values)
+    cache.clear()
+    assert cache.extend(0, zeros(batch=5), zeros(batch=5))[0].shape == (5, 2, 3, 32)
+
+
+@pytest.mark.parametrize("capacity", [0, -1, 2.5, None])
+def test_a_cache_holds_a_whole_number_of_tokens(capacity: object) -> None:
+    with pytest.raises(ValueError, match="a whole number of tokens"):
+        KVCache(capacity)  # type: ignore[arg-type]
+
+
 def test_a_full_cache_says_so() -> None:
     with pytest.raises(ValueError, match="5 tokens do not fit the cache of 4"):
         KVCache(4).extend(0, *some(5))
