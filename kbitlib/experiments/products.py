@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from itertools import cycle, islice
 from typing import Any
@@ -19,8 +19,8 @@ from torch import Tensor
 
 from kbitlib.experiments.clock import Action, Row, cache_bytes, in_quiet_turns, processor, quiet_median, waited_share
 from kbitlib.experiments.peers import Contestant, copies, others
-from kbitlib.kernels import PackedWeight, cpu, linear, pack
-from kbitlib.kernels.matmul import reference, triton_kernels
+from kbitlib.kernels import PackedWeight, linear, pack
+from kbitlib.kernels.matmul import implementation
 from kbitlib.quant import QuantizedTensor, quantize
 
 SAMPLE = 4.0  # milliseconds that one sample lasts at least: below, waking the threads counts
@@ -236,20 +236,11 @@ def _overhead(name: str, rounds: int, device: str) -> Row:
     """What the operator adds to an eager call: a product too small to take time, with it and by the bare function."""
     weight = pack(quantize(torch.randn(16, 32), name)).to(device)
     x = torch.randn(1, 32, device=device).bfloat16()
-    arguments = [getattr(weight, field.name) for field in fields(weight)]
-    bare = _bare(device)
-    calls: dict[str, Action] = {"ms": lambda: linear(x, weight), "bare_ms": lambda: bare(x, *arguments, 16)}
+    bare, stored = implementation(device), weight.stored
+    calls: dict[str, Action] = {"ms": lambda: linear(x, weight), "bare_ms": lambda: bare(x, stored, 16)}
     samples = in_quiet_turns([partial(_repeat, call) for call in calls.values()], rounds)
     took = {key: quiet_median(taken) / CALLS for key, taken in zip(calls, samples, strict=True)}
     return {"task": "overhead", "implementation": OWN, "format": name, **took}
-
-
-def _bare(device: str) -> Callable[..., Tensor]:
-    """What the operator calls in the end."""
-    if device == "cpu":
-        return cpu.linear if cpu.available() else reference
-    kernels = triton_kernels()
-    return kernels.linear if kernels else reference
 
 
 def _repeat(call: Action) -> None:

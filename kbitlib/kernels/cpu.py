@@ -9,13 +9,12 @@ import ctypes
 import math
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kbitlib.kernels.layout import COLUMNS, ROWS
+from kbitlib.kernels.layout import COLUMNS, ROWS, Stored
 from kbitlib.quant.compiled import load
 
 SOURCE = Path(__file__).with_name("matmul.c")
@@ -86,29 +85,15 @@ def path(block: int) -> str:
     return f"{kind}; from {rows:g} rows of bfloat16 on, PyTorch with the weight decoded"
 
 
-def linear(
-    x: Tensor,
-    codes: Tensor,
-    scales: Tensor,
-    scale_levels: Tensor | None,
-    outer: Tensor | None,
-    zeros: Tensor | None,
-    levels: Tensor,
-    unit: float,
-    gain: float,
-    block: int,
-    rows: int,
-    columns: int,
-    activation_bits: int,
-) -> Tensor:
+def linear(x: Tensor, weight: Stored, activation_bits: int) -> Tensor:
     """The operator, x (..., columns) to (..., rows) in the type of x; raises MemoryError."""
+    rows, columns = weight.rows, weight.columns
     batch = x.numel() // columns if columns else 0
     if batch == 0 or rows == 0:
         return x.new_zeros(*x.shape[:-1], rows)
     as_it_is = activation_bits == 16 and x.dtype == torch.bfloat16 and abilities() & BFLOAT16
     inputs = x if as_it_is else x.float()
-    weight = (codes, scales, scale_levels, outer, zeros, levels, unit, gain, block, rows, columns)
-    if activation_bits == 16 and batch >= many(inputs.dtype, block):
+    if activation_bits == 16 and batch >= many(inputs.dtype, weight.block):
         return _decoded_first(inputs, weight).to(x.dtype)
     if columns % COLUMNS:
         inputs = F.pad(inputs, (0, -columns % COLUMNS))
@@ -120,68 +105,38 @@ def linear(
     return out if out.dtype == x.dtype else out.to(x.dtype)
 
 
-def decode(
-    codes: Tensor,
-    scales: Tensor,
-    scale_levels: Tensor | None,
-    outer: Tensor | None,
-    zeros: Tensor | None,
-    levels: Tensor,
-    unit: float,
-    block: int,
-    rows: int,
-    columns: int,
-) -> Tensor:
+def decode(weight: Stored) -> Tensor:
     """The operator: the weight (rows, columns), float32; raises MemoryError."""
-    out = torch.empty(rows, columns, dtype=torch.float32, device="cpu")
-    weight = (codes, scales, scale_levels, outer, zeros, levels, unit, 1.0, block, rows, columns)
-    if out.numel():
-        _run("kbit_decode", _product(out, weight, out.itemsize), 0, rows)
-    return out
+    return _decoded_rows(weight, 0, weight.rows, torch.float32)
 
 
-def _decoded_first(x: Tensor, weight: tuple[Any, ...]) -> Tensor:
+def _decoded_first(x: Tensor, weight: Stored) -> Tensor:
     """The product by PyTorch, of some decoded rows of the weight at a time, so that they take little memory."""
-    rows, columns = weight[-2:]
-    parts, step = [], max(1, DECODED_AT_ONCE // (ROWS * columns * x.itemsize)) * ROWS
-    for first in range(0, rows, step):
-        last = min(first + step, rows)
-        part = torch.empty(last - first, columns, dtype=x.dtype, device="cpu")
-        _run("kbit_decode", _product(part, weight, part.itemsize), first, last)
-        parts.append(F.linear(x, part))
+    step = max(1, DECODED_AT_ONCE // (ROWS * weight.columns * x.itemsize)) * ROWS
+    ranges = [(first, min(first + step, weight.rows)) for first in range(0, weight.rows, step)]
+    parts = [F.linear(x, _decoded_rows(weight, first, last, x.dtype)) for first, last in ranges]
     return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
 
-def _product(out: Tensor, weight: tuple[Any, ...], width: int) -> Product:
-    """The job of one row of x, which is still to be named. weight: the arguments of `linear` that describe it."""
+def _decoded_rows(weight: Stored, first: int, last: int, dtype: torch.dtype) -> Tensor:
+    """Rows of the weight from `first`, a multiple of 16, to `last`, in float32 or bfloat16."""
+    out = torch.empty(last - first, weight.columns, dtype=dtype, device="cpu")
+    if out.numel():
+        _run("kbit_decode", _product(out, weight, out.itemsize), first, last)
+    return out
+
+
+def _product(out: Tensor, weight: Stored, width: int) -> Product:
+    """The job of one row of x, which is still to be named."""
     codes, scales, scale_levels, outer, zeros, levels, unit, gain, block, rows, columns = weight
     zero_kind, zero_type = NONE, 0
     if zeros is not None:
         zero_kind, zero_type = (MASKS, 0) if zeros.dtype == torch.int16 else (MINIMA, SCALES[zeros.dtype])
+    arrays = (out, codes, scales, scale_levels, outer, zeros, levels, None)
     return Product(
-        None,
-        out.data_ptr(),
-        codes.data_ptr(),
-        scales.data_ptr(),
-        None if scale_levels is None else scale_levels.data_ptr(),
-        None if outer is None else outer.data_ptr(),
-        None if zeros is None else zeros.data_ptr(),
-        levels.data_ptr(),
-        None,
-        unit,
-        gain,
-        1,
-        rows,
-        columns,
-        block,
-        codes.shape[2],
-        width,
-        SCALES[scales.dtype],
-        scales.numel() == 1,
-        zero_kind,
-        zero_type,
-        torch.get_num_threads(),
-    )
+        None, *(None if array is None else array.data_ptr() for array in arrays), unit, gain, 1, rows, columns, block,
+        codes.shape[2], width, SCALES[scales.dtype], scales.numel() == 1, zero_kind, zero_type, torch.get_num_threads(),
+    )  # fmt: skip
 
 
 def _run(function: str, product: Product, *numbers: int) -> None:

@@ -11,9 +11,9 @@ the four columns of a step lie in the four bytes of a word, and a shift by p i b
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +28,22 @@ from kbitlib.quant.packing import packed_bytes, unpack
 ROWS, COLUMNS = 16, 32  # of a tile
 PARTS = {1: (1,), 2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2), 7: (4, 2, 1), 8: (8,)}  # widths, low bits first
 AT_ONCE = 2**20  # weights converted at a time: what is between two forms stays small beside them
+
+
+class Stored(NamedTuple):
+    """What the operator is told of a weight, in its order: the fields of `PackedWeight`, unchecked."""
+
+    codes: Tensor
+    scales: Tensor
+    scale_levels: Tensor | None
+    outer: Tensor | None
+    zeros: Tensor | None
+    levels: Tensor
+    unit: float
+    gain: float
+    block: int
+    rows: int
+    columns: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,10 +102,17 @@ class PackedWeight:
             raise ValueError(f"no weight has k = {k}, blocks of {self.block} and the gain {self.gain}")
 
     @property
+    def stored(self) -> Stored:
+        """The fields in the operator's order."""
+        return Stored(
+            self.codes, self.scales, self.scale_levels, self.outer, self.zeros, self.levels, self.unit, self.gain,
+            self.block, self.rows, self.columns,
+        )  # fmt: skip
+
+    @property
     def tensors(self) -> dict[str, Tensor]:
         """The stored tensors by name, those that this weight has."""
-        found = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: value for name, value in found.items() if isinstance(value, Tensor)}
+        return {name: value for name, value in self.stored._asdict().items() if isinstance(value, Tensor)}
 
     @property
     def nbytes(self) -> int:

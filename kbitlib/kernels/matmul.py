@@ -6,6 +6,7 @@ What is notable: a plain reference that anyone can read, `reference`; the CPU's 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,18 +15,16 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from kbitlib.kernels import cpu
-from kbitlib.kernels.layout import ROWS, PackedWeight, unpack_codes
+from kbitlib.kernels.layout import ROWS, PackedWeight, Stored, unpack_codes
 from kbitlib.quant.format import OUTER_BLOCK
 
 LIBRARY = torch.library.Library("kbit", "DEF")
-LIBRARY.define(
-    "decode(Tensor codes, Tensor scales, Tensor? scale_levels, Tensor? outer, Tensor? zeros, Tensor levels, "
-    "float unit, int block, int rows, int columns) -> Tensor"
+WEIGHT = (  # the fields of `Stored`
+    "Tensor codes, Tensor scales, Tensor? scale_levels, Tensor? outer, Tensor? zeros, Tensor levels, "
+    "float unit, float gain, int block, int rows, int columns"
 )
-LIBRARY.define(
-    "linear(Tensor x, Tensor codes, Tensor scales, Tensor? scale_levels, Tensor? outer, Tensor? zeros, Tensor levels, "
-    "float unit, float gain, int block, int rows, int columns, int activation_bits) -> Tensor"
-)
+LIBRARY.define(f"decode({WEIGHT}) -> Tensor")
+LIBRARY.define(f"linear(Tensor x, {WEIGHT}, int activation_bits) -> Tensor")
 TYPES = (torch.float32, torch.float16, torch.bfloat16)
 ACTIVATION_BITS = (8, 16)
 ACTIVATION_EXTENT = 127.5  # of the data type int8, whose levels are -128..127
@@ -38,17 +37,12 @@ def linear(x: Tensor, weight: PackedWeight, activation_bits: int = 16) -> Tensor
     integers. ValueError for another type of x, another length or device, or levels that are no integers with 8 bits.
     """
     check(x, weight, activation_bits)
-    w = weight
-    arguments = (
-        x, w.codes, w.scales, w.scale_levels, w.outer, w.zeros, w.levels, w.unit, w.gain, w.block, w.rows, w.columns,
-        activation_bits,
-    )  # fmt: skip
     if forward_ad._current_level >= 0 and (dual := forward_ad.unpack_dual(x)).tangent is not None:
-        return forward_ad.make_dual(linear(dual.primal, w, activation_bits), linear(dual.tangent, w))
+        return forward_ad.make_dual(linear(dual.primal, weight, activation_bits), linear(dual.tangent, weight))
     if torch.compiler.is_compiling() or x.requires_grad:
-        return torch.ops.kbit.linear(*arguments)
-    with torch._C._AutoDispatchBelowAutograd():  # saves its seven microseconds where there is no gradient
-        return torch.ops.kbit.linear.default(*arguments)
+        return torch.ops.kbit.linear(x, *weight.stored, activation_bits)
+    with torch._C._AutoDispatchBelowAutograd():  # half of what calling the operator costs, where there is no gradient
+        return torch.ops.kbit.linear.default(x, *weight.stored, activation_bits)
 
 
 def check(x: Tensor, weight: PackedWeight, activation_bits: int) -> None:
@@ -88,24 +82,12 @@ def triton_kernels() -> Any:
 
 def decode(weight: PackedWeight, dtype: torch.dtype = torch.float32) -> Tensor:
     """The weight (rows, columns) that is packed, computed in float32."""
-    w = weight
-    tensors = w.codes, w.scales, w.scale_levels, w.outer, w.zeros, w.levels
-    return torch.ops.kbit.decode(*tensors, w.unit, w.block, w.rows, w.columns).to(dtype)
+    return torch.ops.kbit.decode(*weight.stored).to(dtype)
 
 
-def _decoded(
-    codes: Tensor,
-    scales: Tensor,
-    scale_levels: Tensor | None,
-    outer: Tensor | None,
-    zeros: Tensor | None,
-    levels: Tensor,
-    unit: float,
-    block: int,
-    rows: int,
-    columns: int,
-) -> Tensor:
-    """The operator that `decode` calls."""
+def decode_reference(weight: Stored) -> Tensor:
+    """The operator `decode` in plain PyTorch: (rows, columns), float32."""
+    codes, scales, scale_levels, outer, zeros, levels, unit, _, block, rows, columns = weight
 
     def spread(by_group: Tensor) -> Tensor:
         """(groups, blocks, 16) to what each weight of (rows, columns) takes."""
@@ -119,15 +101,15 @@ def _decoded(
         flat = torch.arange(groups * ROWS, device=codes.device).view(groups, 1, ROWS) * blocks
         which = (flat + torch.arange(blocks, device=codes.device)[:, None]) // OUTER_BLOCK
         scale = scale * outer[1 + which.clamp(max=len(outer) - 2)] + outer[0]  # rows that fill up have none
-    weight = levels[unpack_codes(codes, rows, columns).int()]
+    decoded = levels[unpack_codes(codes, rows, columns).int()]
     if zeros is not None and zeros.dtype == torch.int16:
         bits = zeros[..., None] >> torch.arange(ROWS, dtype=torch.int16, device=codes.device) & 1
         places = torch.arange(zeros.shape[-1], device=codes.device)[:, None]
-        weight = weight - spread((bits.int() << places).sum(-2).float())
-    weight = weight * spread(scale)
+        decoded = decoded - spread((bits.int() << places).sum(-2).float())
+    decoded = decoded * spread(scale)
     if zeros is not None and zeros.dtype != torch.int16:
-        weight = weight + spread(zeros.float())
-    return weight * unit
+        decoded = decoded + spread(zeros.float())
+    return decoded * unit
 
 
 def rounded_to_int8(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -138,64 +120,50 @@ def rounded_to_int8(x: Tensor) -> tuple[Tensor, Tensor]:
     return (x * inverse).round().clamp(-128, 127), scale
 
 
-def reference(
-    x: Tensor,
-    codes: Tensor,
-    scales: Tensor,
-    scale_levels: Tensor | None,
-    outer: Tensor | None,
-    zeros: Tensor | None,
-    levels: Tensor,
-    unit: float,
-    gain: float,
-    block: int,
-    rows: int,
-    columns: int,
-    activation_bits: int,
-) -> Tensor:
-    """The operator in plain PyTorch: the weight is decoded to float32, then multiplied."""
-    weight = _decoded(codes, scales, scale_levels, outer, zeros, levels, unit, block, rows, columns)
+def reference(x: Tensor, weight: Stored, activation_bits: int) -> Tensor:
+    """The operator `linear` in plain PyTorch: the weight is decoded to float32, then multiplied."""
+    decoded = decode_reference(weight)
     if activation_bits == 8:
         whole, scale = rounded_to_int8(x)
-        return (F.linear(whole, weight) * scale).to(x.dtype)
-    return F.linear(x.float(), weight).to(x.dtype)
+        return (F.linear(whole, decoded) * scale).to(x.dtype)
+    return F.linear(x.float(), decoded).to(x.dtype)
 
 
-def _on_cpu(x: Tensor, *rest: Any) -> Tensor:
-    columns = rest[10]
-    if x.dtype not in TYPES or x.shape[-1:] != (columns,):
-        raise ValueError(f"the product takes {columns} columns of floats, not {x.dtype} {tuple(x.shape)}")
-    return cpu.linear(x, *rest) if cpu.available() else reference(x, *rest)
+def implementation(kind: str) -> Callable[[Tensor, Stored, int], Tensor]:
+    """What multiplies on a kind of device."""
+    if kind == "cpu" and cpu.available():
+        return cpu.linear
+    kernels = triton_kernels() if kind == "cuda" else None
+    return kernels.linear if kernels else reference
 
 
-def _decoded_on_cpu(*weight: Any) -> Tensor:
-    return cpu.decode(*weight) if cpu.available() else _decoded(*weight)
+def _linear(x: Tensor, *rest: Any) -> Tensor:
+    weight, activation_bits = Stored._make(rest[:-1]), rest[-1]
+    if x.dtype not in TYPES or x.shape[-1:] != (weight.columns,):
+        raise ValueError(f"the product takes {weight.columns} columns of floats, not {x.dtype} {tuple(x.shape)}")
+    return implementation(x.device.type)(x, weight, activation_bits)
 
 
-def _on_cuda(x: Tensor, *rest: Any) -> Tensor:
-    kernels = triton_kernels()
-    product = kernels.linear if kernels else reference
-    return product(x, *rest)
+def _decode(*fields: Any) -> Tensor:
+    weight = Stored._make(fields)
+    on_cpu = weight.codes.device.type == "cpu" and cpu.available()
+    return cpu.decode(weight) if on_cpu else decode_reference(weight)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    _, *tensors, ctx.unit, _, ctx.block, ctx.rows, ctx.columns, _ = inputs
+    _, *tensors = inputs[:7]
     ctx.save_for_backward(*tensors)
+    ctx.numbers = inputs[7:-1]
 
 
 def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     """Only x has a gradient: codes are no numbers to be moved a little."""
-    weight = torch.ops.kbit.decode(*ctx.saved_tensors, ctx.unit, ctx.block, ctx.rows, ctx.columns)
+    weight = torch.ops.kbit.decode(*ctx.saved_tensors, *ctx.numbers)
     return (gradient.float() @ weight).to(gradient.dtype), *(None,) * 12
 
 
-LIBRARY.impl("decode", _decoded, "CompositeExplicitAutograd")
-LIBRARY.impl("decode", _decoded_on_cpu, "CPU")
-LIBRARY.impl("linear", reference, "CompositeExplicitAutograd")
-LIBRARY.impl("linear", _on_cpu, "CPU")
-LIBRARY.impl("linear", _on_cuda, "CUDA")
-torch.library.register_fake(
-    "kbit::decode", lambda codes, *rest: rest[0].new_empty(rest[-2:], dtype=torch.float32), lib=LIBRARY
-)
-torch.library.register_fake("kbit::linear", lambda x, *rest: x.new_empty((*x.shape[:-1], rest[9])), lib=LIBRARY)
+LIBRARY.impl("decode", _decode, "CompositeExplicitAutograd")
+LIBRARY.impl("linear", _linear, "CompositeExplicitAutograd")
+torch.library.register_fake("kbit::decode", lambda *weight: weight[5].new_empty(weight[-2:]), lib=LIBRARY)
+torch.library.register_fake("kbit::linear", lambda x, *rest: x.new_empty((*x.shape[:-1], rest[-3])), lib=LIBRARY)
 torch.library.register_autograd("kbit::linear", _backward, setup_context=_keep, lib=LIBRARY)

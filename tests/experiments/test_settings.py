@@ -1,6 +1,6 @@
 import pytest
 
-from kbitlib.cli import parse
+from kbitlib.cli.runs import parse
 from kbitlib.experiments.settings import check, parameters, read_profile, spell
 
 

@@ -31,14 +31,6 @@ def inputs(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 1) -> Te
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
-def arguments(weight: PackedWeight, activation_bits: int = 16) -> tuple[object, ...]:
-    w = weight
-    return (
-        w.codes, w.scales, w.scale_levels, w.outer, w.zeros, w.levels, w.unit, w.gain, w.block, w.rows, w.columns,
-        activation_bits,
-    )  # fmt: skip
-
-
 def error(found: Tensor, exact: Tensor) -> float:
     return float((found.double() - exact).norm() / exact.norm())
 
@@ -188,7 +180,7 @@ def test_results_do_not_depend_on_threads_or_repetition(way: str) -> None:
 def test_any_shape_and_format(rows: int, columns: int, batch: int, k: int, block: int, zero: str, bits: int) -> None:
     weight = packed(rows, columns, f"int{k}-{f'b{block}' if block else 'row'}{zero}", seed=rows)
     x = inputs(batch, columns, seed=columns)
-    found, plain = linear(x, weight, bits), reference(x, *arguments(weight, bits))
+    found, plain = linear(x, weight, bits), reference(x, weight.stored, bits)
     assert torch.allclose(
         found, plain, rtol=1e-4, atol=2e-5 * float(x.norm(dim=1).max() * decode(weight).norm(dim=1).max())
     )
@@ -246,7 +238,7 @@ def test_the_operator_itself_refuses_other_inputs() -> None:
     weight = packed(64, 256, "nf4-b32")
     for x in (inputs(3, 7), inputs(3, 320), inputs(3, 256).int()):
         with pytest.raises(ValueError, match="takes 256 columns of floats, not"):
-            torch.ops.kbit.linear(x, *arguments(weight))
+            torch.ops.kbit.linear(x, *weight.stored, 16)
 
 
 def test_a_block_longer_than_any_row_is_a_row() -> None:
@@ -259,7 +251,7 @@ def test_a_block_longer_than_any_row_is_a_row() -> None:
 @pytest.mark.parametrize("gradient", [False, True])
 def test_the_operator_keeps_its_contract(format: str, gradient: bool) -> None:
     weight, x = packed(32, 64, format), inputs(3, 64).requires_grad_(gradient)
-    torch.library.opcheck(torch.ops.kbit.linear.default, (x, *arguments(weight)))
+    torch.library.opcheck(torch.ops.kbit.linear.default, (x, *weight.stored, 16))
 
 
 @pytest.mark.parametrize("bits", [16, 8])

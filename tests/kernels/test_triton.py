@@ -83,10 +83,7 @@ TENSOR_CORE_SHAPES = {(shape[0], *shape[2:4]): shape[1] for shape in reversed(tu
 
 
 def product(x: Tensor, w: PackedWeight, activation_bits: int = 16) -> Tensor:
-    return kernels.linear(
-        x, w.codes, w.scales, w.scale_levels, w.outer, w.zeros, w.levels, w.unit, w.gain, w.block, w.rows, w.columns,
-        activation_bits,
-    )  # fmt: skip
+    return kernels.linear(x, w.stored, activation_bits)
 
 
 def error(y: Tensor, expected: Tensor) -> float:

@@ -26,7 +26,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from kbitlib.kernels.layout import PARTS
+from kbitlib.kernels.layout import PARTS, Stored
 from kbitlib.kernels.triton.matrix import CENTRED, round_rows
 from kbitlib.kernels.triton.tuning import tuned_matrix, tuned_vector
 
@@ -77,22 +77,9 @@ def _split(programs: int, batch: int, columns: int, k: int, device: torch.device
     return split
 
 
-def linear(
-    x: Tensor,
-    codes: Tensor,
-    scales: Tensor,
-    scale_levels: Tensor | None,
-    outer: Tensor | None,
-    zeros: Tensor | None,
-    levels: Tensor,
-    unit: float,
-    gain: float,
-    block: int,
-    rows: int,
-    columns: int,
-    activation_bits: int,
-) -> Tensor:
-    """kbit::linear on a GPU: x (..., columns) to (..., rows) in the type of x; arguments as `PackedWeight` says."""
+def linear(x: Tensor, weight: Stored, activation_bits: int) -> Tensor:
+    """kbit::linear on a GPU: x (..., columns) to (..., rows) in the type of x; `Stored` says what a weight holds."""
+    codes, scales, scale_levels, outer, zeros, levels, unit, gain, block, rows, columns = weight
     batch = x.numel() // columns if columns else x.shape[:-1].numel()
     if not batch * rows * columns:
         return x.new_zeros(*x.shape[:-1], rows)
@@ -106,14 +93,14 @@ def linear(
         "BLOCK": block if block < columns else 2**30,
     }
     # What a weight does not have is never read: levels stand for it.
-    weight = codes, scales, *(levels if part is None else part for part in (scale_levels, outer, zeros)), levels
+    arrays = codes, scales, *(levels if part is None else part for part in (scale_levels, outer, zeros)), levels
     sizes = rows, columns, tiles, -(-columns // block)
     flat = x.reshape(batch, columns).contiguous()
     with torch.cuda.device_of(x):
         if activation_bits == 16 and batch <= FEW[x.dtype]:
-            y = _few(flat, weight, unit, gain, sizes, shared)
+            y = _few(flat, arrays, unit, gain, sizes, shared)
         else:
-            y = _many(flat, weight, unit, gain, sizes, shared, activation_bits)
+            y = _many(flat, arrays, unit, gain, sizes, shared, activation_bits)
     return y.view(*x.shape[:-1], rows)
 
 
