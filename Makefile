@@ -37,9 +37,11 @@ test: $(VENV)/.test ## the whole test suite, the chapters with the smoke profile
 lab: $(VENV)/.base ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab notebooks
 
-bench: $(VENV)/.base ## the long measurements of speed
+bench: $(VENV)/.base ## the long measurements: speed, fits and their resampling, how often intervals hold
 	$(BIN)/python benchmarks/quantize.py
 	$(BIN)/python benchmarks/matmul.py
+	$(BIN)/python benchmarks/chinchilla.py
+	$(BIN)/python benchmarks/coverage.py
 
 clean: ## remove what was rendered; the store of results stays
 	find reports -mindepth 2 -maxdepth 2 -not -path 'reports/published/*' -not -name store -exec rm -rf {} +

@@ -68,6 +68,14 @@ class Interpolation:
         return np.stack([filled[..., k] @ weight.T for k, weight in enumerate(self.weights)], axis=-1)
 
 
+def covered(family: Family) -> tuple[float, float]:
+    """From where to where every k covers the budgets, in log2 bits; the first is not below the second if none does."""
+    absent = np.isnan(family.log2_bits)
+    smallest = np.where(absent, np.inf, family.log2_bits).min(axis=0)
+    largest = np.where(absent, -np.inf, family.log2_bits).max(axis=0)
+    return float(smallest.max()), float(largest.min())
+
+
 def interpolation(family: Family) -> Interpolation:
     """Budgets spaced evenly in the logarithm over the range that every k covers, and the weights of the models there.
 
@@ -75,8 +83,7 @@ def interpolation(family: Family) -> Interpolation:
     """
     if len(family.levels) < 2:
         raise ValueError(f"only k = {family.levels[0]:g} is among the chosen rows; at least two k are needed")
-    low = float(np.nanmin(family.log2_bits, axis=0).max())
-    high = float(np.nanmax(family.log2_bits, axis=0).min())
+    low, high = covered(family)
     if low >= high:
         raise ValueError(
             f"no budget is covered by every k: the smallest models reach up from 2^{low:.2f} bits at one k, "

@@ -1,25 +1,31 @@
 """Minimise a loss over a law's parameters: many starts or many weightings at once, with exact derivatives.
 
-What is notable: starts are a grid of exponents, each with its best non-negative factors (a linear problem); least
-squares comes before Huber's loss, whose threshold is then lowered in steps; a step is Newton's on the rows inside the
-threshold, damped by the matrix of iteratively reweighted least squares; an offset stops at 0. Nothing is random.
+What is notable: starts have the best non-negative factors for their exponents (see ``projection``); least squares comes
+before Huber's loss, whose threshold is then lowered in steps; a step is Newton's on the rows inside the threshold,
+damped by the matrix of iteratively reweighted least squares; an offset stops at 0. Nothing is random.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from itertools import combinations
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kbitlib.laws.projection import above_zero, project, starts
+from kbitlib.laws.steps import moved, without
 from kbitlib.laws.surface import Surface
 from kbitlib.laws.tables import FloatArray
 
 _KEPT_STARTS = 8
-_ITERATIONS = 200
-_LONGEST_STEP = 3.0  # of a logarithm or an exponent
-_STATIONARY = 1e-11  # where iterations stop
+_TURNS, _ITERATIONS = 16, 12  # iterations a turn
+_DAMPING = 0.03  # at the start, a tenth after each step that improves
+_LEAST_DAMPING = 1e-8
+_STATIONARY = 1e-8  # the cosine at which iterations stop
+_STUCK = 1e12  # the damping at which no step, however short, is an improvement
+_ROUNDING = 1e-14  # of a value: what rounding may add to it
+_CACHED = 2**15  # numbers of an array that several of fit into a processor's cache
 CONVERGED = 1e-6  # largest cosine between the residuals and a column of the Jacobian that counts as a minimum
 
 
@@ -56,6 +62,11 @@ class Loss:
     def psi(self, residual: FloatArray) -> FloatArray:
         return np.clip(residual, -self.threshold, self.threshold)
 
+    def reweights(self, residual: FloatArray) -> FloatArray:
+        """psi / residual, by which reweighted least squares weighs a row: 1 inside the threshold."""
+        with np.errstate(divide="ignore"):
+            return np.minimum(self.threshold / np.abs(residual), 1.0)
+
     def objective(self, total: FloatArray) -> FloatArray:
         return total if np.isfinite(self.threshold) else 2 * total
 
@@ -80,69 +91,90 @@ class Minimum:
         return Minimum(self.theta[chosen], self.value[chosen], self.gradient[chosen])
 
 
+@dataclass
+class _Place:
+    """Where a batch of descents stands: parameters (B, p), and what follows from them."""
+
+    theta: FloatArray
+    log_mean: FloatArray  # (B, n)
+    shares: list[FloatArray]  # (B, n) a term
+    value: FloatArray  # (B,)
+
+    def taken(self, kept: NDArray[np.bool_]) -> _Place:
+        return _Place(self.theta[kept], self.log_mean[kept], [s[kept] for s in self.shares], self.value[kept])
+
+    def moved(self, trial: _Place, better: NDArray[np.bool_]) -> _Place:
+        """The trial where it is ``better``, and what was there before where it is not."""
+        if better.all():
+            return trial
+        mine, others = (self.theta, self.log_mean, *self.shares), (trial.theta, trial.log_mean, *trial.shares)
+        for here, there in zip(mine, others, strict=True):
+            np.copyto(here, there, where=better[:, None])
+        return replace(self, value=np.where(better, trial.value, self.value))
+
+
 @dataclass(frozen=True)
 class _Problem:
+    """What a batch of descents minimises: the target, the response or its logarithm, and row weights (B, n).
+
+    The target is that of each, (B, n), or of all, (1, n).
+    """
+
     surface: Surface
-    response: FloatArray  # (n,)
     loss: Loss
+    target: FloatArray
+    weights: FloatArray
+
+    def taken(self, kept: NDArray[np.bool_]) -> _Problem:
+        return replace(self, target=_members(self.target, kept), weights=self.weights[kept])
 
     def residual(self, log_mean: FloatArray) -> FloatArray:
-        if self.loss.on_logs:
-            return log_mean - np.log(self.response)
-        return np.exp(log_mean) - self.response
+        return (log_mean if self.loss.on_logs else np.exp(log_mean)) - self.target
 
-    def value(self, theta: FloatArray, weights: FloatArray | float = 1.0) -> FloatArray:
-        rho = self.loss.rho(self.residual(self.surface.log_mean(theta)))
-        return np.asarray((weights * rho).sum(axis=-1))
+    def at(self, theta: FloatArray) -> _Place:
+        log_mean, shares = self.surface.shares(theta)
+        value = np.einsum("bn,bn->b", self.weights, self.loss.rho(self.residual(log_mean)))
+        return _Place(theta, log_mean, shares, value)
 
-    def system(self, theta: FloatArray, weights: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
-        """Gradient (B, p), Newton's matrix of rows inside the threshold, the reweighted one, and the cosine (B,)."""
-        log_mean, jacobian = self.surface.log_mean_and_jacobian(theta)
+    def system(self, place: _Place, damping: FloatArray | None) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Gradient (B, p), a matrix (B, p, p) and the cosine (B,) that it gives; 0 at a minimum.
+
+        The matrix is J diag(weights) J', or Newton's of the rows inside the threshold plus ``damping`` (B,) times that
+        of reweighted least squares.
+        """
+        slopes = self.surface.slopes(place.theta, place.log_mean, place.shares)
+        residual = self.residual(place.log_mean)
+        reweights = self.loss.reweights(residual)
+        psi = residual * reweights
+        pull = self.weights * psi
+        size = np.einsum("bn,bn->b", pull, psi)
+        counted = self.weights
+        if damping is not None:
+            counted = self.weights * (reweights * damping[:, None] + (reweights == 1))
         if not self.loss.on_logs:
-            jacobian = jacobian * np.exp(log_mean)[..., None, :]
-        residual = self.residual(log_mean)
-        psi = self.loss.psi(residual)
-        pull = weights * psi
-        gradient = (jacobian @ pull[..., None])[..., 0]
-        inside = weights * (np.abs(residual) <= self.loss.threshold)
-        reweighted = weights * np.divide(psi, residual, out=np.ones_like(psi), where=residual != 0)
-        newton = (jacobian * inside[..., None, :]) @ np.swapaxes(jacobian, -1, -2)
-        damping = (jacobian * reweighted[..., None, :]) @ np.swapaxes(jacobian, -1, -2)
-        held = self.surface.offset & (theta <= 0) & (gradient > 0)  # at its boundary, and would go beyond
-        gradient, newton, damping = gradient * ~held, _without(held, newton), _without(held, damping)
-        lengths = np.sqrt((jacobian**2 * weights[..., None, :]).sum(axis=-1) * (pull * psi).sum(axis=-1)[..., None])
-        cosine = np.divide(np.abs(gradient), lengths, out=np.zeros_like(gradient), where=lengths > 0)
-        return gradient, newton, damping, cosine.max(axis=-1)
+            mean = np.exp(place.log_mean)  # the response's derivatives, over those of its logarithm
+            pull, counted = pull * mean, counted * mean**2
+        gradient = slopes.dot(pull)
+        held = self.surface.offset & (place.theta <= 0) & (gradient > 0)  # at its boundary, and would go beyond
+        gradient, matrix = gradient * ~held, without(held, slopes.gram(counted))
+        lengths = np.sqrt(np.einsum("bii->bi", matrix) * size[:, None])
+        cosine = np.divide(np.abs(gradient), lengths, out=np.zeros_like(gradient), where=lengths != 0).max(axis=1)
+        exact = place.value <= 1e-28 * self.weights.sum(axis=1)  # the law holds exactly: no residual has a direction
+        return gradient, matrix, np.where(exact, 0.0, cosine)
+
+    def minimum(self, theta: FloatArray) -> Minimum:
+        place = self.at(theta)
+        return Minimum(theta, place.value, self.system(place, None)[2])
 
 
-def _without(held: NDArray[np.bool_], matrix: FloatArray) -> FloatArray:
-    """A system matrix (B, p, p) in which the ``held`` parameters (B, p) do not move and the others do not feel them."""
-    free = (~held).astype(np.float64)
-    return np.asarray(matrix * free[:, :, None] * free[:, None, :] + held[:, :, None] * np.eye(held.shape[1]))
+def _members(target: FloatArray, members: NDArray[Any] | slice) -> FloatArray:
+    return target if len(target) == 1 else target[members]
 
 
-def _solve(gradient: FloatArray, matrix: FloatArray) -> FloatArray:
-    """Minus the gradient through the matrix, (B, p), scaled by its diagonal so that parameters may have any unit."""
-    scale = np.sqrt(np.maximum(np.einsum("bii->bi", matrix), 1e-300))
-    scaled = matrix / (scale[:, :, None] * scale[:, None, :]) + 1e-13 * np.eye(matrix.shape[-1])
-    return np.asarray(-np.linalg.solve(scaled, (gradient / scale)[..., None])[..., 0] / scale)
-
-
-def _step(surface: Surface, theta: FloatArray, gradient: FloatArray, matrix: FloatArray) -> FloatArray:
-    """The step (B, p) through the matrix; an offset at 0 that it would take below is held there."""
-    step = _solve(gradient, matrix)
-    held = surface.offset & (theta <= 0) & (step < 0)
-    if not held.any():
-        return step
-    return _solve(gradient * ~held, _without(held, matrix))
-
-
-def _shortened(surface: Surface, theta: FloatArray, step: FloatArray) -> FloatArray:
-    """The step, cut so that no offset goes below 0 and no other parameter moves further than the longest step."""
-    room = np.where(surface.offset, np.where(step < 0, theta, np.inf), _LONGEST_STEP)
-    cut = np.divide(room, np.abs(step), out=np.full_like(step, np.inf), where=step != 0).min(axis=1)
-    moved = theta + np.minimum(cut, 1.0)[:, None] * step
-    return np.asarray(np.where(surface.offset, np.maximum(moved, 0.0), moved))
+def chunks(batch: int, rows: int, parts: int = 1) -> list[slice]:
+    """A batch in as many members at a time as fit, with n rows each, into that many parts of a processor's cache."""
+    size = max(1, parts * _CACHED // rows)
+    return [slice(start, start + size) for start in range(0, batch, size)]
 
 
 def minimise(
@@ -152,74 +184,47 @@ def minimise(
     theta: FloatArray,
     weights: FloatArray | None = None,
 ) -> Minimum:
-    """Descend from every start ``theta`` (B, p), with row weights (n,) or (B, n), by damped Newton steps."""
-    problem = _Problem(surface, response, loss)
-    theta = theta.copy()
-    weights = np.broadcast_to(np.ones(surface.rows) if weights is None else weights, (len(theta), surface.rows))
-    damping = np.full(len(theta), 0.1)
-    gradient = np.ones(len(theta))
-    active = np.arange(len(theta))
-    with np.errstate(over="ignore", invalid="ignore"):
-        value = problem.value(theta, weights)
-        for _ in range(_ITERATIONS):
-            slope, newton, reweighted, gradient[active] = problem.system(theta[active], weights[active])
-            flat = value[active] <= 1e-28 * surface.rows  # the law holds exactly: no residual has a direction
-            gradient[active[flat]] = 0.0
-            going = (gradient[active] > _STATIONARY) & (damping[active] < 1e12)
-            active = active[going]
-            if not active.size:
-                break
-            matrix = newton[going] + damping[active, None, None] * reweighted[going]
-            trial = _shortened(surface, theta[active], _step(surface, theta[active], slope[going], matrix))
-            trial_value = problem.value(trial, weights[active])
-            better = trial_value < value[active]
-            theta[active[better]] = trial[better]
-            value[active[better]] = trial_value[better]
-            damping[active] = np.where(better, np.maximum(damping[active] / 10, 1e-6), damping[active] * 10)
-    return Minimum(theta, value, gradient)
+    """Descend from every start ``theta`` (B, p) by damped Newton steps; memory beyond the arguments is constant.
+
+    The response and the row weights are those of all, (n,), or of each start, (B, n).
+    """
+    shape = (len(theta), surface.rows)
+    target = np.atleast_2d(np.log(response) if loss.on_logs else response)
+    weights = np.broadcast_to(np.ones(surface.rows) if weights is None else weights, shape)
+    theta, damping, going = theta.copy(), np.full(len(theta), _DAMPING), np.arange(len(theta))
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        for _ in range(_TURNS):  # the slow ones of all parts are gathered for the next turn
+            for part in chunks(len(going), surface.rows):
+                members = going[part]
+                problem = _Problem(surface, loss, _members(target, members), weights[members])
+                theta[members], damping[members] = _descended(problem, theta[members], damping[members])
+            going = going[np.isfinite(damping[going])]
+        parts = [
+            _Problem(surface, loss, _members(target, part), weights[part]).minimum(theta[part])
+            for part in chunks(*shape)
+        ]
+    return Minimum(theta, np.concatenate([m.value for m in parts]), np.concatenate([m.gradient for m in parts]))
 
 
-def _nonnegative(basis: FloatArray) -> FloatArray:
-    """Non-negative factors (B, terms) that bring the basis (B, n, terms) closest to 1, by trying every set of terms."""
-    batch, _, terms = basis.shape
-    best = np.full(batch, np.inf)
-    factors = np.zeros((batch, terms))
-    lengths = np.maximum(np.linalg.norm(basis, axis=1), 1e-300)  # (B, terms)
-    scaled = basis / lengths[:, None, :]
-    for size in range(1, terms + 1):
-        for chosen in map(list, combinations(range(terms), size)):
-            part = scaled[:, :, chosen]
-            solution = np.linalg.pinv(part).sum(axis=-1)  # (B, size): least squares for a target of ones
-            distance = ((np.einsum("bnt,bt->bn", part, solution) - 1) ** 2).sum(axis=-1)
-            taken = (solution >= 0).all(axis=1) & (distance < best)
-            best[taken] = distance[taken]
-            factors[taken] = 0.0
-            factors[np.ix_(taken, chosen)] = solution[taken]
-    return np.asarray(factors / lengths)
-
-
-def project(surface: Surface, response: FloatArray, theta: FloatArray) -> FloatArray:
-    """``theta`` (B, p) with the terms' factors replaced by the best ones for its exponents (variable projection)."""
-    terms = len(surface.form.coefficients)
-    theta = surface.with_factors(theta, np.zeros(terms))
-    logs = np.stack([np.broadcast_to(t, (len(theta), surface.rows)) for t in surface.log_terms(theta)], axis=-1)
-    logs = logs - np.log(response)[:, None]
-    shift = logs.max(axis=1)  # (B, terms): keeps the exponentials finite
-    factors = _nonnegative(np.exp(logs - shift[:, None, :]))
-    smallest = 1e-3 / terms  # a term that the projection dropped keeps a little, so that it can come back
-    return surface.with_factors(theta, np.log(np.maximum(factors, smallest)) - shift)
-
-
-def _linear_start(surface: Surface, response: FloatArray) -> FloatArray:
-    log_mean, jacobian = surface.log_mean_and_jacobian(np.zeros((1, len(surface.names))))
-    return np.asarray(np.linalg.lstsq(jacobian[0].T, np.log(response) - log_mean[0], rcond=None)[0][None])
-
-
-def starts(surface: Surface, response: FloatArray) -> FloatArray:
-    """Where to descend from: the least-squares solution of a linear law, a projected grid of exponents of any other."""
-    if surface.form.linear:
-        return _linear_start(surface, response)
-    return project(surface, response, surface.starts())
+def _descended(problem: _Problem, theta: FloatArray, damping: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Parameters and dampings after some iterations; the damping is infinite where there is nothing left to do."""
+    found, left, index = theta.copy(), np.full(len(theta), np.inf), np.arange(len(theta))
+    here = problem.at(theta.copy())
+    for _ in range(_ITERATIONS):
+        gradient, matrix, cosine = problem.system(here, damping)
+        going = (cosine > _STATIONARY) & (damping < _STUCK)
+        if not going.all():
+            found[index[~going]] = here.theta[~going]
+            index, problem, here, damping = index[going], problem.taken(going), here.taken(going), damping[going]
+            gradient, matrix = gradient[going], matrix[going]
+        if not index.size:
+            break
+        trial = problem.at(moved(problem.surface.offset, here.theta, gradient, matrix, damping))
+        better = trial.value <= here.value * (1 + _ROUNDING)
+        here = here.moved(trial, better)
+        damping = np.where(better, np.maximum(damping / 10, _LEAST_DAMPING), damping * 10)
+    found[index], left[index] = here.theta, damping
+    return found, left
 
 
 def _thresholds(loss: Loss, residual: FloatArray) -> list[Loss]:
@@ -227,28 +232,45 @@ def _thresholds(loss: Loss, residual: FloatArray) -> list[Loss]:
     widths = [loss.threshold]
     while widths[-1] < np.median(np.abs(residual)) and len(widths) < 12:
         widths.append(widths[-1] * 4)
-    return [Loss(loss.name, loss.on_logs, width) for width in reversed(widths)]
+    return [replace(loss, threshold=width) for width in reversed(widths)]
 
 
-def descend(surface: Surface, response: FloatArray, loss: Loss, theta: FloatArray) -> Minimum:
-    """From starts (B, p) through least squares on logarithms to the loss asked for; the best first."""
+def descend(
+    surface: Surface, response: FloatArray, loss: Loss, theta: FloatArray, weights: FloatArray | None = None
+) -> Minimum:
+    """Follow every start (B, p) by itself, in the order given: least squares on logarithms, then the loss asked for.
+
+    A start is taken as it is, but for the factors of the terms where better ones lower the loss at once. Row weights
+    are as in ``minimise``.
+    """
+    positive = above_zero(response)
     least_squares = Loss("log-squared", on_logs=True)
-    theta = theta[np.argsort(_Problem(surface, _above_zero(response), least_squares).value(theta))[:_KEPT_STARTS]]
-    minimum = minimise(surface, _above_zero(response), least_squares, theta).best(_KEPT_STARTS)
+    minimum = minimise(surface, positive, least_squares, _projected(surface, positive, theta), weights)
     if not loss.on_logs:
-        return minimise(surface, response, loss, minimum.theta).best(_KEPT_STARTS)
+        return minimise(surface, response, loss, minimum.theta, weights)
     if np.isfinite(loss.threshold):
-        residual = surface.log_mean(minimum.theta[0]) - np.log(response)
+        residual = surface.log_mean(minimum.best(1).theta[0]) - np.log(response)
         for step in _thresholds(loss, residual):
-            minimum = minimise(surface, response, step, minimum.theta)
-    return minimum.best(_KEPT_STARTS)
+            minimum = minimise(surface, response, step, minimum.theta, weights)
+    return minimum
+
+
+def _projected(surface: Surface, response: FloatArray, theta: FloatArray) -> FloatArray:
+    projected = project(surface, response, theta)
+    given, then = _log_squares(surface, response, theta), _log_squares(surface, response, projected)
+    return np.where((then < given)[:, None], projected, theta)
+
+
+def _log_squares(surface: Surface, response: FloatArray, theta: FloatArray) -> FloatArray:
+    """The sum of squared residuals of the logarithms (B,); infinite where it has no value."""
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        squares = ((surface.log_mean(theta) - np.log(response)) ** 2).sum(axis=1)
+    return np.nan_to_num(squares, nan=np.inf)
 
 
 def solve(surface: Surface, response: FloatArray, loss: Loss) -> Minimum:
-    """The best minimum found, as a batch of one."""
-    return descend(surface, response, loss, starts(surface, _above_zero(response))).best(1)
-
-
-def _above_zero(response: FloatArray) -> FloatArray:
-    """The response where a start needs its logarithm: what is not positive counts as the smallest size that occurs."""
-    return np.where(response > 0, response, np.abs(response[response != 0]).min(initial=1.0))
+    """The best minimum found from the best few of a grid of starts, as a batch of one."""
+    positive = above_zero(response)
+    theta = starts(surface, positive)
+    theta = theta[np.argsort(_log_squares(surface, positive, theta))[:_KEPT_STARTS]]
+    return descend(surface, response, loss, theta).best(1)

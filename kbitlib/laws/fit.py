@@ -30,10 +30,13 @@ def fit(
     Args:
         table: one run a row; ``forms`` names the columns of each law (params, tokens, flops, total_bits are counts,
             k is in bits, loss and delta in nats a token).
-        law: ``power``, ``tutorial``, ``chinchilla``, ``total-bits``, ``effective-parameters`` or ``degradation``.
+        law: a name in ``FORMS``. ``kumar`` reads the bits of weights ``k``, of activations ``activation_bits``, of keys
+            and values ``kv_bits``, all in training, and of weights quantized after it ``k_post``; those that the table
+            lacks fall away, and so does ``degradation``'s power of ``tokens``.
         loss: ``huber`` (on residuals of the logarithms), ``log-squared`` or ``squared``; by default huber for
             chinchilla and log-squared for the others. A linear law by log-squared is ordinary least squares.
-        columns: maps a standard name to the table's own, as in ``{"params": "params_nonemb"}``.
+        columns: maps a standard name to the table's own, as in ``{"params": "params_nonemb"}``. Where k only names
+            levels, as in total-bits, effective-parameters and frantar, it may stand for labels: ``{"k": "format"}``.
         groups: the column whose rows belong together (all of one model); where it is missing or never repeats, rows
             count as independent. It decides the kind of interval: see ``intervals``.
         huber_delta: where Huber's loss turns linear (Hoffmann et al. 2022, section 3.3: 1e-3).
@@ -43,10 +46,11 @@ def fit(
         NotIdentified: (a ValueError) the rows cannot determine the parameters; it says which combinations they do.
         ValueError: an unknown law, loss or column; an empty table; a repeated row; a value not positive and finite.
     """
-    form = _form(law)
-    names = _checked_names(form, columns or {})
+    form, names = _form(law), dict(columns or {})
+    _check_names(form, names)
     how = Loss.named(form.usual_loss if loss is None else loss, huber_delta)
     refuse_empty_or_repeated(table)
+    form = _for_table(form, table, names)
     values = read_columns(table, form.columns, names)
     may_be_negative = form.response == "delta" and not how.on_logs  # a quantized model may by chance be the better one
     observed = numbers(table, names.get(form.response, form.response), positive=not may_be_negative)
@@ -55,8 +59,8 @@ def fit(
     surface = Surface(form, values)
     refuse_unidentified(surface, values)
     minimum = solve(surface, observed - irreducible, how)
-    members = _groups(table, groups)
-    return LawResults(surface, response, how, minimum, columns=names, groups=members, irreducible=irreducible)
+    about = {"groups": _groups(table, groups), "seeds": table["seed"] if "seed" in table.columns else None}
+    return LawResults(surface, response, how, minimum, columns=names, irreducible=irreducible, **about)
 
 
 def _form(law: str) -> Form:
@@ -65,12 +69,23 @@ def _form(law: str) -> Form:
     return FORMS[law]
 
 
-def _checked_names(form: Form, names: Mapping[str, str]) -> Mapping[str, str]:
+def _check_names(form: Form, names: Mapping[str, str]) -> None:
     used = (*form.columns, form.response)
     for name in names:
         if name not in used:
             raise ValueError(f"column {name!r} is not used by law {form.name}; it uses {', '.join(used)}")
-    return names
+
+
+def _for_table(form: Form, table: pd.DataFrame, names: Mapping[str, str]) -> Form:
+    """The law with those of its optional columns that the table has and that do not already go by another name.
+
+    ``tokens`` that are the same in every row do not count: their power is part of the factor.
+    """
+    taken = names.values()
+    present = {name for name in form.optional if name in names or (name in table.columns and name not in taken)}
+    if "tokens" in present and column(table, names.get("tokens", "tokens")).nunique() == 1:
+        present.remove("tokens")
+    return form.for_columns(present)
 
 
 def _check_irreducible(form: Form, irreducible: float, response: pd.Series) -> None:

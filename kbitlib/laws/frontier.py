@@ -16,9 +16,11 @@ from numpy.typing import NDArray
 
 from kbitlib.laws.curves import Family, Interpolation, average_seeds, interpolation
 from kbitlib.laws.seed_noise import SeedNoise, draw_losses, seed_noise
-from kbitlib.laws.tables import FloatArray, choose, column
+from kbitlib.laws.tables import FloatArray, choose, column, numbers, refuse_empty_or_repeated
+from kbitlib.laws.ties import ties_without_seeds
 
 DRAWS = 4000
+_DESCRIBES = ("family", "model", "method", "format", "element", "k", "block", "group")
 IntArray = NDArray[np.intp]
 
 
@@ -36,6 +38,9 @@ class HandOver:
 class BestK:
     """The best k over a range of budgets: ``best_k`` wins at most of them, ``share`` of the range.
 
+    ``tie`` holds the best k and those that are as good: with seeds all that are ``tied`` with the winner over at least
+    half of the budgets, without seeds those that ``ties`` finds by leaving out models; ``warnings`` says which.
+
     By budget in bits (the index): ``winners``, ``curves`` (loss, a column each k) and ``tied`` (which k are within seed
     noise of the winner). By k: ``shares``, with seed noise also the ends ``low`` and ``high`` of the interval of each
     share and the ``probability`` that this k wins most budgets. Where no model has two seeds, ``noise``, ``tied`` and
@@ -44,6 +49,7 @@ class BestK:
 
     best_k: float
     share: float
+    tie: list[float]
     hand_over: list[HandOver]
     winners: pd.Series
     curves: pd.DataFrame
@@ -66,14 +72,6 @@ class BestK:
             return None
         ends = self.shares[["low", "high"]].loc[self.best_k].to_numpy(dtype=np.float64)
         return float(ends[0]), float(ends[1])
-
-    @property
-    def tie(self) -> list[float]:
-        """The best k and all that are ``tied`` with the winner over at least half of the budgets."""
-        if self.tied is None:
-            return [self.best_k]
-        shares = self.tied.mean()
-        return sorted({self.best_k, *map(float, shares.index[shares >= 0.5])})
 
     @property
     def share_best_or_tied(self) -> float | None:
@@ -115,18 +113,23 @@ def best_k(
     winning = curves.argmin(axis=1)  # the lower k where two are equal
     hand_over = _hand_over(curves, winning, family, between)
     shares = pd.DataFrame({"share": _shares(winning, family)}, index=pd.Index(family.levels, name="k"))
+    best = int(shares["share"].argmax())
     noise, warnings = seed_noise(rows, family)
     tied = None
-    if noise is not None:
+    if noise is None:
+        tie, said = ties_without_seeds(family, best, level)
+        warnings = [*warnings, said]
+    else:
         drawn = between.curves(draw_losses(family, noise, DRAWS, np.random.default_rng(seed)))  # (draws, budgets, K)
         shares = shares.join(_share_intervals(drawn, family, level))
         hand_over = [_with_interval(point, drawn, family, between, level) for point in hand_over]
         tied = _tied(drawn, winning, level)
-    best = float(family.levels[shares["share"].argmax()])
+        tie = sorted({family.levels[best], *family.levels[tied.mean(axis=0) >= 0.5]})
     index = pd.Index(2.0**between.log2_budgets, name="budget")
     return BestK(
-        best_k=best,
+        best_k=float(family.levels[best]),
         share=float(shares["share"].max()),
+        tie=[float(k) for k in tie],
         hand_over=hand_over,
         curves=pd.DataFrame(curves, index=index, columns=shares.index),
         winners=pd.Series(family.levels[winning], index=index, name="k"),
@@ -149,6 +152,24 @@ def best_k_without_each_size(table: pd.DataFrame, **choice: object) -> pd.DataFr
         answer = best_k(table[table["model"] != model], **choice)  # type: ignore[arg-type]
         rows.append((model, answer.best_k, answer.share, answer.budgets[0], answer.budgets[-1]))
     return pd.DataFrame(rows, columns=["model", "best_k", "share", "low_bits", "high_bits"]).set_index("model")
+
+
+def pareto(table: pd.DataFrame, bits: str = "total_bits") -> pd.DataFrame:
+    """The frontier: the rows that no other row beats in loss at as few bits or fewer, in order of bits.
+
+    Seeds are averaged first (the lowest of several is luck): rows that are alike in all of ``family, model, method,
+    format, element, k, block, group`` are one, with the mean of ``bits`` and ``loss`` and the number of ``seeds``.
+    ValueError for a missing column or a value that is not positive.
+    """
+    refuse_empty_or_repeated(table)
+    alike = [name for name in _DESCRIBES if name in table.columns]
+    values = table[alike].assign(loss=numbers(table, "loss"), seeds=1)
+    values[bits] = numbers(table, bits)
+    how = {bits: "mean", "loss": "mean", "seeds": "sum"}
+    points = values.groupby(alike, dropna=False, sort=False, as_index=False).agg(how) if alike else values
+    points = points.sort_values([bits, "loss"], ignore_index=True)
+    lowest_before = points["loss"].cummin().shift(fill_value=np.inf)
+    return points[points["loss"] < lowest_before].reset_index(drop=True)
 
 
 def _shares(winning: IntArray, family: Family) -> FloatArray:

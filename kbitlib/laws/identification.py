@@ -7,11 +7,12 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy.linalg import null_space
+from scipy.sparse.csgraph import connected_components
 
-from kbitlib.laws.diagnostics import determined, diagnose, rank
-from kbitlib.laws.forms import FULL_PRECISION
-from kbitlib.laws.surface import Surface
-from kbitlib.laws.tables import FloatArray
+from kbitlib.laws.diagnostics import RANK_TOLERANCE, determined, diagnose, rank, variance_inflation
+from kbitlib.laws.surface import Surface, label
+from kbitlib.laws.tables import FULL_PRECISION, FloatArray, Levels, full_precision
 
 
 class NotIdentified(ValueError):
@@ -24,17 +25,18 @@ class NotIdentified(ValueError):
         super().__init__(f"{law}: {', '.join(names)} not identified: {reason}; identified: {found}")
 
 
-def refuse_unidentified(surface: Surface, columns: Mapping[str, FloatArray]) -> None:
+def refuse_unidentified(surface: Surface, columns: Mapping[str, Levels]) -> None:
     """Raise NotIdentified for a flat direction: too few rows, a constant column, or collinear logarithms."""
     _refuse_scale_without_reference(surface, columns)
+    if not surface.form.linear and surface.rows >= len(surface.names):
+        _refuse_collinear_columns(surface)
     theta = _generic(surface)
     design = surface.log_mean_and_jacobian(theta[None])[1][0].T  # (n, p)
     if rank(design) < design.shape[1]:
         if surface.form.linear:
             _refuse_linear(surface, design, columns)
         _refuse_terms(surface, design, theta, columns)
-    if not surface.form.linear:
-        _refuse_collinear_columns(surface)
+    _refuse_constant_columns(surface)
 
 
 def _generic(surface: Surface) -> FloatArray:
@@ -46,46 +48,64 @@ def _generic(surface: Surface) -> FloatArray:
     return surface.with_factors(theta, np.array([-values.mean() for values in surface.log_terms(theta)]))
 
 
-def _reason(surface: Surface, columns: Mapping[str, FloatArray]) -> str:
+def _reason(surface: Surface, columns: Mapping[str, Levels]) -> str:
     rows, parameters = surface.rows, len(surface.names)
     if rows < parameters:
         return f"{rows} rows for {parameters} parameters"
-    few = []
-    for name in surface.form.columns:
-        values = np.unique(columns[name])
-        if len(values) < 3:
-            few.append(f"{name} is {' or '.join(f'{value:g}' for value in values)} in every row")
-    return " and ".join(few) if few else "the columns are collinear"
+    values = {name: np.unique(columns[name]) for name in surface.form.columns}
+    fewest = min(map(len, values.values()))
+    if fewest > (1 if surface.form.linear else 2):
+        return "the columns are collinear"
+    few = [f"{name} is {' or '.join(map(label, found))}" for name, found in values.items() if len(found) == fewest]
+    return f"{' and '.join(few)} in every row"
 
 
 def _estimated_names(surface: Surface) -> list[str]:
     return [f"log {name}" if log else name for name, log in zip(surface.names, surface.positive, strict=True)]
 
 
-def _refuse_linear(surface: Surface, design: FloatArray, columns: Mapping[str, FloatArray]) -> None:
+def _refuse_linear(surface: Surface, design: FloatArray, columns: Mapping[str, Levels]) -> None:
     loose = [name for name, found in zip(surface.names, determined(design), strict=True) if not found]
     combinations = diagnose(pd.DataFrame(design, columns=_estimated_names(surface))).identified
     reason = _reason(surface, columns)
-    raise NotIdentified(surface.form.name, loose, "; ".join([reason, *_relations(surface)]), combinations)
+    relations = _relations(surface.log_columns())
+    raise NotIdentified(surface.form.name, loose, "; ".join([reason, *relations]), combinations)
 
 
-def _relations(surface: Surface) -> list[str]:
-    """Exact relations among a constant and the logarithms of the columns, in words."""
-    design = surface.log_columns().add_prefix("log ").assign(**{"1": 1.0})
+def _relations(logs: pd.DataFrame) -> list[str]:
+    """Exact relations among a constant and the logarithms of columns (n, columns), in words."""
+    design = logs.add_prefix("log ").assign(**{"1": 1.0})
     return [f"{combination} = 0 in every row".replace(" 1 = ", " = ") for combination in diagnose(design).undetermined]
 
 
-def _refuse_terms(surface: Surface, design: FloatArray, theta: FloatArray, columns: Mapping[str, FloatArray]) -> None:
+def _refuse_terms(surface: Surface, design: FloatArray, theta: FloatArray, columns: Mapping[str, Levels]) -> None:
     found = determined(design)
     loose = [name for name, known in zip(surface.names, found, strict=True) if not known]
     identified = [name for name, known in zip(surface.names, found, strict=True) if known]
-    combinations = rank(design) - sum(found)
-    touched = [surface.form.terms[term] for term in _terms_of(surface, theta, np.flatnonzero(~np.array(found)))]
-    if combinations == 1 and len(touched) > 1:
-        identified.append(f"the sum {' + '.join(touched)}")
-    elif combinations:
-        identified.append(f"{combinations} combinations of {', '.join(loose)}")
+    for block in _loose_together(design):
+        identified.append(_what_is_left(surface, theta, block, rank(design[:, block])))
     raise NotIdentified(surface.form.name, loose, _reason(surface, columns), identified)
+
+
+def _what_is_left(surface: Surface, theta: FloatArray, block: NDArray[np.intp], combinations: int) -> str:
+    """What the rows tell of parameters, at the positions ``block``, of which they determine some combinations alone."""
+    names = [surface.names[j] for j in block]
+    terms = [surface.form.terms[term] for term in _terms_of(surface, theta, block)]
+    if combinations == 1 and len(terms) > 1:
+        return f"the sum {' + '.join(terms)}"
+    factor_in = set(names) & set(surface.form.coefficients)
+    if combinations == 1 and factor_in and len(surface.form.terms) > 1:
+        return f"the term {terms[0]} as a whole"
+    return f"{combinations or 'no'} {'combination' if combinations == 1 else 'combinations'} of {', '.join(names)}"
+
+
+def _loose_together(design: FloatArray) -> list[NDArray[np.intp]]:
+    """The positions of undetermined parameters, those in one array that may only move together."""
+    lengths = np.linalg.norm(design, axis=0)
+    null = null_space(design / np.where(lengths > 0, lengths, 1.0), rcond=RANK_TOLERANCE)
+    tied = np.abs(null @ null.T) > 1e-9  # the projection on the null space
+    blocks = connected_components(tied, directed=False)[1]
+    return [np.flatnonzero(blocks == block) for block in np.unique(blocks[tied.any(axis=1)])]
 
 
 def _terms_of(surface: Surface, theta: FloatArray, positions: NDArray[np.intp]) -> list[int]:
@@ -104,21 +124,37 @@ def _terms_of(surface: Surface, theta: FloatArray, positions: NDArray[np.intp]) 
 
 def _refuse_collinear_columns(surface: Surface) -> None:
     """One power law behind another: two terms of columns that move together cannot be told apart."""
-    logs = surface.log_columns()
-    if len(logs.columns) < 2 or diagnose(logs.assign(constant=1.0)).full_rank:
+    logs = surface.log_columns().loc[:, lambda columns: columns.nunique() > 1]
+    if len(logs.columns) < 2:
         return
-    loose = [name for name, offset in zip(surface.names, surface.offset, strict=True) if not offset]
-    along = f"the response where {' and '.join(logs.columns)} move together, not the share of each"
-    raise NotIdentified(surface.form.name, loose, "; ".join(_relations(surface)), [along])
+    inflation = variance_inflation(logs)
+    moving = inflation.index[np.isinf(inflation)]
+    if moving.empty:
+        return
+    along = f"the response where {' and '.join(moving)} move together, not the share of each"
+    raise NotIdentified(surface.form.name, _not_offsets(surface), "; ".join(_relations(logs)), [along])
 
 
-def _refuse_scale_without_reference(surface: Surface, columns: Mapping[str, FloatArray]) -> None:
+def _refuse_constant_columns(surface: Surface) -> None:
+    """A column of one value, where a law's shape alone would tell of it: Kaplan's tokens from the curve over params."""
+    logs = surface.log_columns()
+    for column in logs.columns[logs.nunique() == 1]:
+        reason = f"{column} is {np.exp(logs[column].iloc[0]):g} in every row"
+        raise NotIdentified(surface.form.name, _not_offsets(surface), reason, [f"the response at this {column}"])
+
+
+def _not_offsets(surface: Surface) -> list[str]:
+    return [name for name, offset in zip(surface.names, surface.offset, strict=True) if not offset]
+
+
+def _refuse_scale_without_reference(surface: Surface, columns: Mapping[str, Levels]) -> None:
     pinned = [parameter.name for parameter in surface.form.parameters if parameter.one_at_full_precision]
-    if pinned and columns["k"].max() < FULL_PRECISION:
+    if pinned and not full_precision(columns["k"]).any():
         factors = [name for name in surface.names if name.startswith(f"{pinned[0]}[")]
+        others = [name for name in surface.names if name not in ("A", *factors)]
         raise NotIdentified(
             surface.form.name,
             ["A", *factors],
             f"no row is of full precision (k of {FULL_PRECISION} or more), where the factor is 1",
-            ["E and alpha", f"the factors up to a common one ({pinned[0]}[k] / {factors[-1]})"],
+            [", ".join(others), f"the factors up to a common one ({pinned[0]}[k] / {factors[-1]})"],
         )

@@ -1,142 +1,149 @@
-"""How sure an estimate is: each kind of interval is used only where it keeps its level.
+"""How sure an estimate is: each kind of interval is offered only where it keeps its level, as ``coverage`` measures.
 
-Rows of one model are not independent, so with models given the cluster jackknife CR3 with t(G - 1) is used. Independent
-rows: HC3 for least squares on a linear law, the Delta method for least squares on any other, and the percentile
-bootstrap for Huber's loss, whose sandwich undercovers when the threshold is far below the noise.
+Rows are independent: the Delta method, HC3, percentile and BCa bootstrap of rows, and the profile-F interval, which
+alone holds where columns are nearly collinear. By Huber's loss only the bootstraps hold: its sandwich and its profile
+are too narrow where the threshold is far below the noise. Rows of one model are not independent: the cluster jackknife
+CR3 with t(G - 1), random effects, or the variance between seeds; a bootstrap of clusters from ten of them on.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
-import pandas as pd
-import statsmodels.api as sm
-from scipy import stats
 
-from kbitlib.laws.clusters import cr3_covariance
-from kbitlib.laws.diagnostics import determined
-from kbitlib.laws.estimate import CONVERGED, Loss, minimise
-from kbitlib.laws.surface import Surface
-from kbitlib.laws.tables import FloatArray
+from kbitlib.laws.clusters import components, intercept_covariance
+from kbitlib.laws.diagnostics import COLLINEAR
+from kbitlib.laws.group_intervals import cluster_bootstrap, cr3, random_effects, seed_variance
+from kbitlib.laws.predictions import Scatter
+from kbitlib.laws.row_intervals import bca, delta, percentile, profile_f, sandwich
+from kbitlib.laws.uncertainty import Estimate, Uncertainty
 
-RESAMPLES = 400  # enough for a standard error within 4 %, and ends of the interval within about a tenth of one
-_CHUNK = 100
+FEWEST_CLUSTERS = 10  # from which a bootstrap of clusters is offered
+ROWS_A_PARAMETER = 20  # from which percentiles are offered: of 30 rows for 5 they miss by .02, to either side
+
+KINDS: dict[str, Callable[[Estimate], Uncertainty]] = {
+    "delta": delta,
+    "sandwich": sandwich,
+    "percentile": percentile,
+    "bca": bca,
+    "profile-f": profile_f,
+    "cr3": cr3,
+    "random-effects": random_effects,
+    "seed-variance": seed_variance,
+    "cluster-bootstrap": cluster_bootstrap,
+}
+_OF_ROWS = ("delta", "sandwich", "percentile", "bca", "profile-f")
+_OF_GROUPS = ("cr3", "random-effects", "seed-variance", "cluster-bootstrap")
+_OF_SQUARES = ("delta", "sandwich", "profile-f", "random-effects", "seed-variance")
+_MAY_FAIL = ("sandwich", "cr3", "random-effects", "seed-variance")
 
 
-@dataclass(frozen=True)
-class Uncertainty:
-    """Covariance (p, p) of the parameters as estimated (positive ones by logarithms), degrees of freedom, and draws.
+def uncertainty(estimate: Estimate, kind: str | None = None) -> Uncertainty:
+    """The uncertainty of an estimate by the ``kind`` asked for, or by the first of its preference that holds.
 
-    ``refusal`` says why no interval can be given, where that is so; the covariance is then NaN.
+    Raises ValueError for an unknown kind, and for one that does not hold for this loss and design.
     """
-
-    kind: str
-    covariance: FloatArray
-    freedom: float
-    draws: FloatArray | None = None  # (resamples, p)
-    refusal: str = ""
-
-    def interval(self, theta: FloatArray, level: float) -> FloatArray:
-        """Low and high end (p, 2) of each parameter, as estimated."""
-        if self.draws is not None:
-            return np.quantile(self.draws, [0.5 - level / 2, 0.5 + level / 2], axis=0).T
-        width = stats.t.ppf(0.5 + level / 2, self.freedom) * np.sqrt(np.diag(self.covariance))
-        return np.column_stack([theta - width, theta + width])
-
-
-def _unknown(parameters: int, refusal: str) -> Uncertainty:
-    return Uncertainty("none", np.full((parameters, parameters), np.nan), np.nan, refusal=refusal)
-
-
-def uncertainty(
-    surface: Surface, response: FloatArray, loss: Loss, theta: FloatArray, groups: pd.Series | None
-) -> Uncertainty:
-    """The uncertainty of a minimum ``theta`` (p,) by the kind of interval that holds for this loss and design."""
-    if surface.rows <= len(theta):
-        return _unknown(len(theta), "as many parameters as rows")
-    least_squares = not np.isfinite(loss.threshold)
-    if groups is not None:
-        if surface.form.linear and least_squares and loss.on_logs:
-            return _cluster_closed_form(surface, response, theta, groups)
-        return _cluster_jackknife(surface, response, loss, theta, groups)
-    if not least_squares:
-        return _percentile(surface, response, loss, theta)
-    if surface.form.linear and loss.on_logs:
-        return _hc3(surface, response, theta)
-    return _delta(surface, response, loss, theta)
-
-
-def ordinary_least_squares(surface: Surface, response: FloatArray) -> Any:
-    """statsmodels' fit of a linear law in logarithms, with HC3 standard errors and t intervals."""
-    _, jacobian = surface.log_mean_and_jacobian(np.zeros((1, len(surface.names))))
-    design = pd.DataFrame(jacobian[0].T, columns=surface.names)
-    return sm.OLS(np.log(response), design).fit(cov_type="HC3", use_t=True)
-
-
-def _hc3(surface: Surface, response: FloatArray, theta: FloatArray) -> Uncertainty:
-    ols = ordinary_least_squares(surface, response)
-    if np.max(ols.get_influence().hat_matrix_diag) > 1 - 1e-9:
-        return _unknown(len(theta), "a parameter hangs on one row alone")
-    return Uncertainty("HC3, t", np.asarray(ols.cov_params()), ols.df_resid)
-
-
-def _delta(surface: Surface, response: FloatArray, loss: Loss, theta: FloatArray) -> Uncertainty:
-    log_mean, jacobian = surface.log_mean_and_jacobian(theta[None])
-    residual = log_mean[0] - np.log(response) if loss.on_logs else np.exp(log_mean[0]) - response
-    slopes = jacobian[0] if loss.on_logs else jacobian[0] * np.exp(log_mean[0])
-    freedom = surface.rows - len(theta)
-    return Uncertainty("Delta method, t", _inverse(slopes @ slopes.T) * (residual**2).sum() / freedom, freedom)
-
-
-def _inverse(matrix: FloatArray) -> FloatArray:
-    """The inverse, scaled by the diagonal first: parameters have very different units."""
-    scale = 1 / np.sqrt(np.diag(matrix))
-    return np.asarray(np.linalg.pinv(matrix * np.outer(scale, scale)) * np.outer(scale, scale))
-
-
-def _percentile(surface: Surface, response: FloatArray, loss: Loss, theta: FloatArray) -> Uncertainty:
-    """Resample rows, refit from the estimate; the resampling is seeded, so a fit is the same every time."""
-    random = np.random.default_rng(0)
-    n = surface.rows
-    draws = []
-    for _ in range(RESAMPLES // _CHUNK):
-        weights = random.multinomial(n, np.full(n, 1 / n), size=_CHUNK).astype(np.float64)
-        draws.append(minimise(surface, response, loss, np.repeat(theta[None], _CHUNK, axis=0), weights).theta)
-    stacked = np.concatenate(draws)
-    kind = f"percentile bootstrap, {RESAMPLES} resamples of rows"
-    return Uncertainty(kind, np.atleast_2d(np.cov(stacked.T)), np.inf, stacked)
-
-
-def _cluster_closed_form(surface: Surface, response: FloatArray, theta: FloatArray, groups: pd.Series) -> Uncertainty:
-    log_mean, jacobian = surface.log_mean_and_jacobian(theta[None])
+    if kind is None:
+        return _preferred(estimate)
+    if kind not in KINDS:
+        raise ValueError(f"interval {kind!r} is unknown; {', '.join(KINDS)} are allowed")
     try:
-        covariance = cr3_covariance(jacobian[0].T, np.log(response) - log_mean[0], groups)
+        return replace(_made(estimate, kind), reason="asked for")
     except ValueError as refusal:
-        return _unknown(len(theta), str(refusal))
-    return _cr3(covariance, groups)
+        raise ValueError(f"interval {kind!r} does not hold here: {refusal}") from None
 
 
-def _cluster_jackknife(
-    surface: Surface, response: FloatArray, loss: Loss, theta: FloatArray, groups: pd.Series
-) -> Uncertainty:
-    """Refit without each group: the definition of CR3, which holds for any law and loss."""
-    codes, names = pd.factorize(groups)
-    if len(names) < 2:
-        return _unknown(len(theta), "one group alone")
-    weights = (codes[None, :] != np.arange(len(names))[:, None]).astype(np.float64)
-    jacobian = surface.log_mean_and_jacobian(theta[None])[1][0]
-    for name, kept in zip(names, weights > 0, strict=True):
-        if not all(determined(jacobian[:, kept].T)):
-            return _unknown(len(theta), f"without {name} the parameters are not identified")
-    refits = minimise(surface, response, loss, np.repeat(theta[None], len(names), axis=0), weights)
-    if (refits.gradient > CONVERGED).any():
-        return _unknown(len(theta), f"without {names[int(refits.gradient.argmax())]} no minimum was reached")
-    shifts = refits.theta - theta
-    return _cr3((len(names) - 1) / len(names) * shifts.T @ shifts, groups)
+def _preferred(estimate: Estimate) -> Uncertainty:
+    refusals = []
+    for kind in _preference(estimate):
+        try:
+            return replace(_made(estimate, kind), reason=_reason(estimate, kind))
+        except ValueError as refusal:
+            refusals.append(str(refusal))
+    parameters = len(estimate.theta)
+    covariance = np.full((parameters, parameters), np.nan)
+    return Uncertainty("none", covariance, np.nan, lambda level: np.full((parameters, 2), np.nan), refusal=refusals[0])
 
 
-def _cr3(covariance: FloatArray, groups: pd.Series) -> Uncertainty:
-    count = groups.nunique()
-    return Uncertainty(f"CR3 by {groups.name} ({count} groups), t", covariance, count - 1)
+def _made(estimate: Estimate, kind: str) -> Uncertainty:
+    if refusal := _ruled_out(estimate, kind):
+        raise ValueError(refusal)
+    return KINDS[kind](estimate)
+
+
+def why_not(estimate: Estimate, kind: str) -> str:
+    """Why a kind of interval does not hold for this estimate, in words; empty where it does."""
+    refusal = _ruled_out(estimate, kind)
+    if refusal or kind not in _MAY_FAIL:
+        return refusal
+    try:
+        KINDS[kind](estimate)
+    except ValueError as failure:
+        return str(failure)
+    return ""
+
+
+def _preference(estimate: Estimate) -> list[str]:
+    if estimate.groups is not None:
+        return ["cr3"]
+    if not estimate.least_squares:
+        return ["bca"]
+    if estimate.surface.form.linear and estimate.loss.on_logs:
+        return ["sandwich", "delta", "profile-f"]
+    return ["delta", "profile-f"]
+
+
+def _reason(estimate: Estimate, kind: str) -> str:
+    """Why this kind is the default: loss, design and number of models."""
+    if estimate.groups is not None:
+        count = estimate.groups.nunique()
+        return f"the rows of one {estimate.groups.name} are not independent, and there are {count}"
+    loss = "least squares" if estimate.least_squares else "Huber's loss"
+    law = "a linear law" if estimate.surface.form.linear else "a law that is not linear"
+    why = {
+        "profile-f": f"columns nearly move together (variance inflation {estimate.inflation:.3g})",
+        "sandwich": "it holds whether or not rows are equally noisy",
+        "delta": f"{estimate.surface.rows} independent rows for {len(estimate.theta)} parameters",
+        "bca": "the sandwich is too narrow where the threshold is below the noise",
+    }
+    return f"{loss}, {law}; {why[kind]}"
+
+
+def _ruled_out(estimate: Estimate, kind: str) -> str:
+    """What loss, design and number of models say against a kind, before it is made."""
+    surface, groups = estimate.surface, estimate.groups
+    if surface.rows <= len(estimate.theta):
+        return "as many parameters as rows"
+    if kind in _OF_ROWS and groups is not None:
+        return f"rows of one {groups.name} are not independent"
+    if kind in _OF_GROUPS and groups is None:
+        return "no groups of rows are given"
+    if estimate.inflation > COLLINEAR and kind != "profile-f":
+        moving = " and ".join(map(str, surface.log_columns()))
+        return f"{moving} nearly move together (variance inflation {estimate.inflation:.3g})"
+    if kind in _OF_SQUARES and not estimate.least_squares:
+        return "Huber's loss is no sum of squares: where its threshold is below the noise the interval is too narrow"
+    if kind == "percentile" and surface.rows < ROWS_A_PARAMETER * len(estimate.theta):
+        return f"percentiles need {ROWS_A_PARAMETER} rows a parameter; {surface.rows} rows are there"
+    if kind == "cr3" and surface.form.linear and not estimate.least_squares:
+        return "by Huber's loss a line through few rows jumps from row to row where one group is left out"
+    if kind == "random-effects" and estimate.seeds is not None:
+        return "runs of one size differ by their seeds, which seed-variance counts"
+    if kind == "cluster-bootstrap" and groups is not None and groups.nunique() < FEWEST_CLUSTERS:
+        return f"{groups.nunique()} groups; a bootstrap of clusters needs at least {FEWEST_CLUSTERS}"
+    if kind == "seed-variance" and estimate.seeds is None:
+        return "no column seed tells several runs of one size apart"
+    return ""
+
+
+def scatter(estimate: Estimate) -> Scatter:
+    """How rows lie about the law; by variance components where rows are grouped, and a new row is of a new model."""
+    design, residual = estimate.linearised
+    freedom = estimate.surface.rows - len(estimate.theta)
+    if estimate.groups is None:
+        return Scatter(float(residual @ residual) / freedom if freedom else np.nan, freedom)
+    found = components(design, residual, estimate.groups)
+    covariance = intercept_covariance(design, found, estimate.groups)
+    return Scatter(found.between + found.within, found.freedom, covariance)

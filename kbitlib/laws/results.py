@@ -10,18 +10,16 @@ import numpy as np
 import pandas as pd
 from statsmodels.iolib.summary2 import Summary
 
-from kbitlib.laws.diagnostics import (
-    COLLINEAR,
-    ILL_CONDITIONED,
-    condition_number,
-    correlation,
-    determined,
-    variance_inflation,
-)
+from kbitlib.laws.diagnostics import COLLINEAR, ILL_CONDITIONED, condition_number, correlation, determined
 from kbitlib.laws.estimate import CONVERGED, Loss, Minimum
-from kbitlib.laws.intervals import Uncertainty, ordinary_least_squares, uncertainty
+from kbitlib.laws.export import facts
+from kbitlib.laws.intervals import KINDS, scatter, uncertainty, why_not
+from kbitlib.laws.predictions import Prediction, Scatter, deviations
+from kbitlib.laws.profile import flat_directions
+from kbitlib.laws.row_intervals import ordinary_least_squares
 from kbitlib.laws.surface import Surface
 from kbitlib.laws.tables import FloatArray, read_columns
+from kbitlib.laws.uncertainty import Estimate, Uncertainty
 
 
 class LawResults:
@@ -42,6 +40,7 @@ class LawResults:
         columns: Mapping[str, str],
         groups: pd.Series | None,
         irreducible: float,
+        seeds: pd.Series | None = None,
     ) -> None:
         self.surface = surface
         self.loss = loss
@@ -53,6 +52,12 @@ class LawResults:
         self._response = response
         self._columns = dict(columns)
         self._groups = groups
+        repeated = groups is not None and seeds is not None and seeds.groupby(groups.to_numpy()).nunique().max() > 1
+        self._seeds = seeds if repeated else None
+
+    @property
+    def _observed(self) -> FloatArray:
+        return np.asarray(self._response.to_numpy() - self.irreducible)
 
     # --- the estimates ---
 
@@ -91,12 +96,26 @@ class LawResults:
     @cached_property
     def uncertainty(self) -> Uncertainty:
         """Made when first asked for: bootstrap and jackknife take longer than the fit."""
-        response = self._response.to_numpy() - self.irreducible
-        return uncertainty(self.surface, response, self.loss, self.theta, self._groups)
+        return uncertainty(self.estimate)
+
+    @cached_property
+    def estimate(self) -> Estimate:
+        """The minimum with all it was found from."""
+        return Estimate(self.surface, self._observed, self.loss, self.theta, self._groups, self._seeds)
+
+    @property
+    def offered(self) -> dict[str, str]:
+        """Every kind of interval, and why it does not hold for this fit; an empty string where it does."""
+        return {kind: why_not(self.estimate, kind) for kind in KINDS}
 
     @property
     def cov_type(self) -> str:
         return self.uncertainty.kind
+
+    @property
+    def cov_reason(self) -> str:
+        """Why intervals are of this kind."""
+        return self.uncertainty.reason
 
     def cov_params(self) -> pd.DataFrame:
         """The covariance of ``params``; NaN where no interval can be given."""
@@ -113,11 +132,27 @@ class LawResults:
         """Standard errors of ``params``."""
         return pd.Series(np.sqrt(np.diag(self.cov_params())), index=self.surface.names, name="bse")
 
-    def conf_int(self, alpha: float = 0.05) -> pd.DataFrame:
-        """Intervals of level 1 - alpha, columns 0 and 1; made on the log scale if positive, cut at 0 if offset."""
-        ends = self.uncertainty.interval(self.theta, 1 - alpha)
+    def conf_int(self, alpha: float = 0.05, kind: str | None = None) -> pd.DataFrame:
+        """Intervals of level 1 - alpha, columns 0 and 1; made on the log scale if positive, cut at 0 if offset.
+
+        ``kind`` is one of those ``offered``; by default the one that ``cov_type`` names. The interval of a parameter on
+        its boundary is one-sided: from 0 to where a one-sided interval of that level ends. ValueError for a kind that
+        does not hold here.
+        """
+        sure = self.uncertainty if kind is None else uncertainty(self.estimate, kind)
+        ends = sure.ends(1 - alpha)
+        held = np.isin(self.surface.names, self.boundary)
+        if held.any():
+            ends = np.where(held[:, None], sure.ends(max(1 - 2 * alpha, 0.0)), ends)
+            ends[held, 0] = 0.0
         ends = np.where(self.surface.offset[:, None], np.maximum(ends, 0.0), ends)
         return pd.DataFrame(self.surface.natural(ends.T).T, index=self.surface.names)
+
+    def flat_directions(self) -> list[str]:
+        """A sentence for each parameter that the 95 % profile does not bound; ValueError where profile-F is refused."""
+        if refusal := why_not(self.estimate, "profile-f"):
+            raise ValueError(f"no profile holds here: {refusal}")
+        return flat_directions(self.surface, self.theta, self.estimate.profiles(0.95))
 
     def correlation(self) -> pd.DataFrame:
         """The correlation of the estimates."""
@@ -140,7 +175,7 @@ class LawResults:
     def ols(self) -> Any:
         """statsmodels' own result, for a linear law fitted by least squares on logarithms; None for any other."""
         if self.surface.form.linear and self.loss.name == "log-squared":
-            return ordinary_least_squares(self.surface, self._response.to_numpy() - self.irreducible)
+            return ordinary_least_squares(self.surface, self._observed)
         return None
 
     # --- what it predicts ---
@@ -161,12 +196,42 @@ class LawResults:
 
     def predict(self, table: pd.DataFrame) -> pd.Series:
         """The response expected for each row of ``table``; ValueError for a bad column or a k that was not fitted."""
+        expected = np.exp(self._bound(table).log_mean(self.theta)) + self.irreducible
+        return pd.Series(expected, index=table.index, name=self.surface.form.response)
+
+    def get_prediction(self, table: pd.DataFrame) -> Prediction:
+        """What is expected for each row of ``table``, with the interval of the law and that of a new row.
+
+        Where rows are grouped, a new row is one of a new model of the family. ValueError as in ``predict``.
+        """
+        surface, sure, scatter = self._bound(table), self.uncertainty, self.scatter
+        log_mean, jacobian = surface.log_mean_and_jacobian(self.theta[None])
+        scale = np.ones_like(log_mean[0]) if self.loss.on_logs else np.exp(log_mean[0])
+        slopes = jacobian[0].T * scale[:, None]
+        draws = None if sure.draws is None else surface.log_mean(sure.draws)
+        of_new = sure.covariance if scatter.covariance is None else scatter.covariance
+        return Prediction(
+            center=log_mean[0] if self.loss.on_logs else scale,
+            deviation=deviations(slopes, sure.covariance),
+            deviation_obs=np.hypot(deviations(slopes, of_new), np.sqrt(scatter.variance)),
+            freedom=sure.freedom,
+            freedom_obs=scatter.freedom,
+            draws=draws if draws is None or self.loss.on_logs else np.exp(draws),
+            on_logs=self.loss.on_logs,
+            irreducible=self.irreducible,
+            index=table.index,
+        )
+
+    @cached_property
+    def scatter(self) -> Scatter:
+        """How single rows, or new models, lie about the law."""
+        return scatter(self.estimate)
+
+    def _bound(self, table: pd.DataFrame) -> Surface:
         if table.empty:
             raise ValueError("the table is empty; at least one row is needed")
         form = self.surface.form
-        surface = Surface(form, read_columns(table, form.columns, self._columns), self.surface.levels)
-        expected = np.exp(surface.log_mean(self.theta)) + self.irreducible
-        return pd.Series(expected, index=table.index, name=form.response)
+        return Surface(form, read_columns(table, form.columns, self._columns), self.surface.levels)
 
     # --- in words ---
 
@@ -181,16 +246,24 @@ class LawResults:
         said += [f"{name} lies on its boundary 0: its interval is one-sided" for name in self.boundary]
         if self.uncertainty.refusal:
             said.append(f"no interval can be given: {self.uncertainty.refusal}")
+        elif self.estimate.inflation > COLLINEAR:
+            said += [f"{self.cov_reason}: a standard error says little", *self.flat_directions()]
         if self._groups is not None and self._groups.nunique() < 5:
             said.append(f"{self._groups.nunique()} groups alone ({self._groups.name}): intervals are wide and rough")
-        inflation = variance_inflation(self.surface.log_columns()).max()
-        if inflation > COLLINEAR and not self.surface.form.linear:
-            moving = " and ".join(map(str, self.surface.log_columns()))
-            said.append(f"{moving} nearly move together (variance inflation {inflation:.3g}): intervals are too narrow")
         if self.condition_number > ILL_CONDITIONED:
             pair = _strongest_pair(self.correlation())
             said.append(f"condition number {self.condition_number:.3g}: estimates hang together{pair}")
         return said
+
+    def facts(self) -> dict[str, Any]:
+        """Everything that the fit found, as JSON can hold it: enough to predict without the rows; see ``export``."""
+        return facts(self)
+
+    @property
+    def range(self) -> dict[str, list[float]]:
+        """The least and the greatest value of each column among the rows fitted."""
+        columns = {name: np.asarray(getattr(self.surface._x, name)) for name in self.surface.form.columns}
+        return {name: [x.min().item(), x.max().item()] for name, x in columns.items() if x.dtype.kind == "f"}
 
     def summary(self) -> Summary:
         """A table in the form of statsmodels', with what it rests on and its warnings."""
@@ -211,7 +284,8 @@ class LawResults:
         ends = self.conf_int()
         columns = {"Coef.": self.params, "Std.Err.": self.bse, "[0.025": ends[0], "0.975]": ends[1]}
         summary.add_df(pd.DataFrame(columns).map("{:.5g}".format))
-        for sentence in (f"Source: {self.source}", *self.warnings):
+        why = f": {self.cov_reason}" if self.cov_reason else ""
+        for sentence in (f"Source: {self.source}", f"Intervals: {self.cov_type}{why}", *self.warnings):
             summary.add_text(sentence)
         return summary
 

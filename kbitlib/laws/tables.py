@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float64]
+Levels = NDArray[Any]  # numbers of bits, or labels: names of formats
+
+FULL_PRECISION = 16  # bits; weights of this many bits or more count as not quantized
+FULL_LABELS = ("full", "fp32", "fp16", "bf16", "float32", "float16", "bfloat16")
+
+_ALLOWED = {"gaussian_mse": (0.0, 1.0), "block": (1.0, np.inf)}  # a law takes logarithms of -log(MSE) and of log(block)
 
 
 def refuse_empty_or_repeated(table: pd.DataFrame) -> None:
@@ -32,22 +39,71 @@ def column(table: pd.DataFrame, name: str) -> pd.Series:
     return table[name]
 
 
-def numbers(table: pd.DataFrame, name: str, *, positive: bool = True) -> FloatArray:
-    """Column ``name`` as (rows,) floats; ValueError if missing, not numeric, not finite or, if asked, not positive."""
+def numbers(
+    table: pd.DataFrame, name: str, *, positive: bool = True, between: tuple[float, float] = (0.0, np.inf)
+) -> FloatArray:
+    """Column ``name`` as (rows,) floats.
+
+    Raises ValueError if it is missing, not numeric, not finite or, with ``positive``, not between the two ends.
+    """
+    low, high = between if positive else (-np.inf, np.inf)
     values = pd.to_numeric(column(table, name), errors="coerce").to_numpy(dtype=np.float64)
-    wrong = ~np.isfinite(values) | ((values <= 0) if positive else False)
+    wrong = ~np.isfinite(values) | (values <= low) | (values >= high)
     if wrong.any():
         row = int(np.flatnonzero(wrong)[0])
-        allowed = "positive finite numbers" if positive else "finite numbers"
-        raise ValueError(
-            f"column {name!r} holds {table[name].iloc[row]} in row {table.index[row]}; only {allowed} are allowed"
-        )
+        allowed = f"only {_in_words(low, high)} are allowed"
+        raise ValueError(f"column {name!r} holds {table[name].iloc[row]} in row {table.index[row]}; {allowed}")
     return values
 
 
-def read_columns(table: pd.DataFrame, needed: Sequence[str], names: Mapping[str, str]) -> dict[str, FloatArray]:
-    """The ``needed`` columns as positive floats; ``names`` maps a standard name to the table's own."""
-    return {standard: numbers(table, names.get(standard, standard)) for standard in needed}
+def _in_words(low: float, high: float) -> str:
+    if np.isfinite(high):
+        return f"numbers between {low:g} and {high:g}"
+    return {-np.inf: "finite numbers", 0.0: "positive finite numbers"}.get(low, f"finite numbers above {low:g}")
+
+
+def levels(table: pd.DataFrame, name: str) -> Levels:
+    """Column ``name`` as numbers of bits, or as labels where it holds text; 16 and more become the label ``full``.
+
+    Raises ValueError for a value that is missing, and for labels beside a number of bits below 16.
+    """
+    values = column(table, name)
+    bits = pd.to_numeric(values, errors="coerce")
+    if (bits.notna() | values.isna()).all():
+        return numbers(table, name)
+    wrong = values.isna() | (bits < FULL_PRECISION)
+    if wrong.any():
+        row = int(np.flatnonzero(wrong)[0])
+        raise ValueError(
+            f"column {name!r} holds {values.iloc[row]} in row {table.index[row]} beside labels; only labels and "
+            f"{FULL_PRECISION} bits or more are allowed there"
+        )
+    return np.array(values.astype(str).mask(bits.notna(), "full"), dtype=np.str_)
+
+
+def is_labels(k: Levels) -> bool:
+    """Whether these stand for k by name: text, not numbers."""
+    return k.dtype.kind not in "fiu"
+
+
+def full_precision(k: Levels) -> NDArray[np.bool_]:
+    """Which of the numbers of bits or labels mean weights that are not quantized."""
+    return np.asarray(np.isin(k, FULL_LABELS) if is_labels(k) else k >= FULL_PRECISION)
+
+
+def read_columns(table: pd.DataFrame, needed: Sequence[str], names: Mapping[str, str]) -> dict[str, Levels]:
+    """The ``needed`` columns as positive floats; ``names`` maps a standard name to the table's own.
+
+    A column that stands for k may hold labels; ``gaussian_mse`` lies below 1 and ``block`` above 1.
+    """
+    read = {}
+    for standard in needed:
+        name = names.get(standard, standard)
+        if standard == "k" and name != "k":
+            read[standard] = levels(table, name)
+        else:
+            read[standard] = numbers(table, name, between=_ALLOWED.get(standard, (0.0, np.inf)))
+    return read
 
 
 def choose(table: pd.DataFrame, **choice: str | int | None) -> pd.DataFrame:

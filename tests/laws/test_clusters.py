@@ -9,7 +9,7 @@ import statsmodels.api as sm
 from scipy import stats
 
 from kbitlib.laws import cluster_robust
-from kbitlib.laws.clusters import cr3_covariance
+from kbitlib.laws.clusters import components, cr3_covariance, intercept_covariance, intercept_freedom
 
 
 def clustered(random: np.random.Generator, models: int = 6, rows: int = 7) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -65,3 +65,46 @@ def test_what_cr3_cannot_do_is_refused() -> None:
     alone = np.column_stack([design, groups == 2])
     with pytest.raises(ValueError, match="hangs on group 2 alone"):
         cr3_covariance(alone, response, groups)
+
+
+# --- variance components ---
+
+
+def test_components_of_a_balanced_design_are_restricted_maximum_likelihood() -> None:
+    design, response, groups = clustered(np.random.default_rng(5), models=8)
+    residual = response - design @ np.linalg.lstsq(design, response)[0]
+    found = components(design, residual, groups)
+    own = sm.MixedLM(100 * response, design, groups).fit(reml=True)  # in hundredths: it stops early on small numbers
+    assert found.within == pytest.approx(own.scale / 1e4, rel=1e-3)
+    assert found.between == pytest.approx(own.cov_re[0, 0] / 1e4, rel=1e-2)
+    assert found.freedom == pytest.approx(8 - 2)
+    errors = np.sqrt(np.diag(intercept_covariance(design, found, groups)))
+    assert errors == pytest.approx(own.bse_fe / 100, rel=1e-2)
+
+
+def test_freedom_is_that_of_groups_or_of_rows() -> None:
+    random = np.random.default_rng(6)
+    design, response, groups = clustered(random)
+    design = np.column_stack([design, np.tile(np.linspace(-1, 1, 7), 6)])  # differs within models alone
+    found = components(design, response - design @ np.linalg.lstsq(design, response)[0], groups)
+    between, _, within = intercept_freedom(design, found, groups)
+    assert between == pytest.approx(4, rel=0.1)
+    assert found.spare == 42 - 6 - 1
+    assert 30 < within < 36
+
+
+def test_components_are_unbiased() -> None:
+    random = np.random.default_rng(7)
+    found = []
+    for _ in range(300):
+        design, response, groups = clustered(random)
+        found.append(components(design, response - design @ np.linalg.lstsq(design, response)[0], groups))
+    assert np.mean([f.between for f in found]) == pytest.approx(0.05**2, rel=0.12)
+    assert np.mean([f.within for f in found]) == pytest.approx(0.01**2, rel=0.05)
+
+
+def test_a_design_that_takes_every_group_leaves_no_components() -> None:
+    design, response, groups = clustered(np.random.default_rng(8), models=2)
+    found = components(design, response - design @ np.linalg.lstsq(design, response)[0], groups)
+    assert found.freedom == 0
+    assert np.isnan(found.between)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kbitlib.laws.estimate import Loss, minimise, project, solve
+from kbitlib.laws.estimate import Loss, descend, minimise, solve
 from kbitlib.laws.forms import CHINCHILLA, FORMS
+from kbitlib.laws.projection import project
 from kbitlib.laws.surface import Surface
 
 RANDOM = np.random.default_rng(0)
@@ -72,6 +73,20 @@ def test_row_weights_are_repeated_rows() -> None:
     assert weighted.value == pytest.approx(again.value, rel=1e-10)
 
 
+def test_every_member_of_a_batch_is_by_itself() -> None:
+    surface = bound("chinchilla")
+    truth = np.array([1.7, np.log(400), np.log(900), 0.3, 0.4])
+    noise = 0.01 * RANDOM.standard_normal((3, 30))
+    responses = np.exp(surface.log_mean(truth) + noise)
+    loss = Loss("huber", on_logs=True, threshold=1e-3)
+    together = minimise(surface, responses, loss, np.tile(truth, (3, 1)))
+    for i, response in enumerate(responses):
+        alone = minimise(surface, response, loss, truth[None])
+        assert together.theta[i] == pytest.approx(alone.theta[0], rel=1e-6)
+        assert together.value[i] == pytest.approx(alone.value[0], rel=1e-10)
+        assert alone.gradient[0] < 1e-8
+
+
 def test_random_starts_reach_one_minimum() -> None:
     random = np.random.default_rng(1)
     surface = Surface(CHINCHILLA, {"params": COLUMNS["params"] * 1e3, "tokens": COLUMNS["tokens"]})
@@ -79,5 +94,14 @@ def test_random_starts_reach_one_minimum() -> None:
     response = np.exp(surface.log_mean(truth)[0] + 0.01 * random.standard_normal(30))
     starts = np.tile(truth, (40, 1))
     starts[:, 3:] = random.uniform(0.05, 1.5, (40, 2))
-    found = minimise(surface, response, Loss("log-squared", on_logs=True), project(surface, response, starts))
-    assert (found.value < found.value.min() * (1 + 1e-9)).sum() >= 38
+    found = descend(surface, response, Loss("log-squared", on_logs=True), starts)
+    assert found.value == pytest.approx(np.full(40, found.value.min()), rel=1e-9)
+
+
+def test_a_lost_descent_says_so() -> None:
+    surface = bound("chinchilla")
+    truth = np.array([[1.7, np.log(400), np.log(900), 0.3, 0.4]])
+    response = np.exp(surface.log_mean(truth)[0] + 0.01 * RANDOM.standard_normal(30))
+    start = truth + np.array([[0.0, np.inf, 0.0, 0.0, 0.0]])
+    found = minimise(surface, response, Loss("log-squared", on_logs=True), start)
+    assert not found.gradient[0] < 1e-6

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import statsmodels.api as sm
 
-from kbitlib.laws import FORMS, NotIdentified, fit
+from kbitlib.laws import NotIdentified, fit
 
 Simulate = Callable[..., pd.DataFrame]
 CHINCHILLA_CSV = Path(__file__).parents[3] / "shared" / "data" / "chinchilla.csv"
@@ -63,19 +63,6 @@ def test_chinchilla_intervals_are_the_published_bootstrap_ones(published: pd.Dat
     assert results.conf_int().loc["beta"].to_numpy() == pytest.approx([0.331, 0.415], abs=0.008)
 
 
-def test_chinchilla_on_all_points(published: pd.DataFrame) -> None:
-    params = fit(published).params
-    assert params.to_numpy() == pytest.approx([1.8913, 495.7, 12846, 0.3493, 0.4530], rel=1e-3)
-
-
-def test_chinchilla_by_plain_least_squares(published: pd.DataFrame) -> None:
-    rows = published[(published["in_epoch_fit"] == 1) & (published["flops"] < 1e21)]
-    results = fit(rows.assign(params=rows["params"] / 1e6, tokens=rows["tokens"] / 1e9), loss="squared")
-    assert results.nobs == 217
-    assert results.params.to_numpy() == pytest.approx([1.9051, 4.0005, 1.0509, 0.3511, 0.4587], abs=1e-4)
-    assert results.objective == pytest.approx(0.062414, abs=1e-6)
-
-
 def test_published_flops_identify_no_exponent(published: pd.DataFrame) -> None:
     with pytest.raises(NotIdentified, match="not identified") as refusal:
         fit(published, "tutorial")
@@ -107,25 +94,14 @@ def test_a_law_without_irreducible_loss_ends_on_the_boundary() -> None:
     assert "E lies on its boundary 0: its interval is one-sided" in results.warnings
 
 
-def test_effective_parameters_recover_each_factor() -> None:
-    params = np.repeat(np.geomspace(1e4, 1e7, 6), 4)
-    k = np.tile([2, 3, 4, 32], 6)
-    f = np.select([k == 2, k == 3, k == 4], [0.01, 0.4, 0.85], 1.0)
-    table = pd.DataFrame({"params": params, "k": k, "loss": 0.6 + 30 * (params * f) ** -0.3})
-    found = fit(table, "effective-parameters").params
-    expected = {"E": 0.6, "A": 30, "alpha": 0.3, "f[2]": 0.01, "f[3]": 0.4, "f[4]": 0.85}
-    assert found.to_dict() == pytest.approx(expected, rel=1e-5)
-
-
-def test_degradation_recovers_its_law() -> None:
+def test_a_quantized_model_that_is_by_chance_the_better_one() -> None:
     params, k = np.repeat(np.geomspace(1e4, 1e7, 6), 7), np.tile(np.arange(2, 9), 6)
     table = pd.DataFrame({"params": params, "k": k, "delta": 40 * params**-0.05 * np.exp(-0.5 * k * params**0.08)})
-    expected = {"C": 40, "c": -0.05, "g": 0.5, "h": 0.08}
-    assert fit(table, "degradation").params.to_dict() == pytest.approx(expected, rel=1e-5)
-    by_chance_better = table.assign(delta=np.where(table.index == 41, -1e-5, table["delta"]))
-    assert fit(by_chance_better, "degradation", loss="squared").params.to_dict() == pytest.approx(expected, rel=1e-2)
+    table.loc[41, "delta"] = -1e-5
+    found = fit(table, "degradation", loss="squared").params
+    assert found.to_dict() == pytest.approx({"C": 40, "c": -0.05, "g": 0.5, "h": 0.08}, rel=1e-2)
     with pytest.raises(ValueError, match="column 'delta' holds -1e-05 in row 41"):
-        fit(by_chance_better, "degradation")
+        fit(table, "degradation")
 
 
 def test_total_bits_is_one_line_a_k(family: Simulate) -> None:
@@ -247,14 +223,6 @@ def test_jackknife_of_groups_is_cr3_for_a_linear_law() -> None:
     assert jackknife.bse.to_numpy() == pytest.approx(closed.bse.to_numpy(), rel=1e-4)
 
 
-def test_nearly_collinear_columns_are_warned_of() -> None:
-    table = surface(noise=0.01)
-    tokens = 20 * table["params"] * np.exp(0.05 * np.random.default_rng(0).standard_normal(60))
-    loss = TRUTH["E"] + TRUTH["A"] * table["params"] ** -0.35 + TRUTH["B"] * tokens**-0.37
-    results = fit(table.assign(tokens=tokens, loss=loss * table["loss"] ** 0.001))
-    assert any("params and tokens nearly move together" in sentence for sentence in results.warnings)
-
-
 def test_as_many_rows_as_parameters_give_no_interval() -> None:
     results = fit(surface(rows=2), "power")
     assert results.conf_int().isna().all(axis=None)
@@ -280,30 +248,9 @@ def test_one_number_of_tokens_leaves_the_sum() -> None:
     assert refusal.value.identified == ["A", "alpha", "the sum E + B tokens^-beta"]
 
 
-def test_two_numbers_of_tokens_are_not_enough() -> None:
-    with pytest.raises(NotIdentified, match="E, B, beta not identified"):
-        fit(surface().assign(tokens=[1e9, 4e9] * 30))
-
-
-def test_tokens_in_proportion_to_params() -> None:
-    table = surface()
-    with pytest.raises(NotIdentified, match=r"log params - log tokens \+ 2.996 = 0 in every row"):
-        fit(table.assign(tokens=20 * table["params"]))
-
-
-def test_too_few_rows_for_the_parameters() -> None:
-    with pytest.raises(NotIdentified, match="not identified: 3 rows for 5 parameters"):
-        fit(surface(rows=3))
-
-
-def test_factors_need_full_precision(family: Simulate) -> None:
-    with pytest.raises(NotIdentified, match="no row is of full precision"):
-        fit(family(), "effective-parameters")
-
-
 def test_bad_input_is_refused_by_name() -> None:
     table = surface()
-    with pytest.raises(ValueError, match="law 'chinchila' is unknown; power, tutorial, chinchilla"):
+    with pytest.raises(ValueError, match="law 'chinchila' is unknown; power, tutorial, kaplan, chinchilla"):
         fit(table, "chinchila")
     with pytest.raises(ValueError, match="loss 'l1' is unknown; huber, log-squared, squared are allowed"):
         fit(table, loss="l1")
@@ -342,10 +289,3 @@ def test_a_k_that_was_not_fitted_is_refused(family: Simulate) -> None:
     results = fit(table, "total-bits")
     with pytest.raises(ValueError, match="k = 9 was not among the rows fitted; 2, 3, 4, 5, 6, 7, 8 were"):
         results.predict(table.assign(k=9))
-
-
-def test_every_law_names_its_source() -> None:
-    for name, form in FORMS.items():
-        assert form.name == name
-        assert form.source
-        assert form.formula.startswith(f"{form.response} = ")

@@ -89,6 +89,17 @@ def test_without_two_seeds_no_interval_is_invented(family: Simulate) -> None:
     assert "cannot include seed noise" in answer.warnings[0]
 
 
+def test_without_seeds_a_tie_is_told_by_leaving_out_models() -> None:
+    line = [(x, 4 - 0.1 * x) for x in range(10, 18)]
+    noisy = [(x, y + 0.05 * (-1) ** x) for x, y in line]
+    far = [(x, y + 1) for x, y in line]
+    answer = best_k(hand_made({3: line, 4: noisy, 5: far}))
+    assert answer.best_k == 3
+    assert answer.tie == [3, 4]
+    assert "without seeds, ties are told by leaving out each of 8 models" in answer.warnings[-1]
+    assert best_k(hand_made({3: line, 4: [(x, y + 0.06) for x, y in noisy], 5: far})).tie == [3]
+
+
 def test_noise_is_recovered_from_the_residuals(family: Simulate) -> None:
     noise = best_k(family(seeds=(60, 60, 60, 60, 60, 60), shift_sd=0.01, delta_sd=0.1)).noise
     assert noise is not None
@@ -184,3 +195,35 @@ def test_bad_tables_are_refused_by_name(family: Simulate) -> None:
         best_k(table[table["model"] == "w24-d2"])
     with pytest.raises(ValueError, match="two models have the same total bits at k = 2"):
         best_k(table.assign(total_bits=table["total_bits"].where(table["model"] != "w32-d3", 13_824 * 2.25)))
+
+
+# --- the frontier ---
+
+
+def test_frontier_is_what_no_row_beats() -> None:
+    table = pd.DataFrame({"total_bits": [8, 4, 2, 4, 16], "loss": [1.0, 2.0, 3.0, 1.5, 1.0]})
+    points = frontier.pareto(table)
+    assert points[["total_bits", "loss"]].to_numpy().tolist() == [[2, 3.0], [4, 1.5], [8, 1.0]]
+    shuffled = frontier.pareto(table.sample(frac=1, random_state=0))
+    pd.testing.assert_frame_equal(points, shuffled)
+
+
+def test_frontier_averages_seeds_first(family: Simulate) -> None:
+    table = family()
+    points = frontier.pareto(table)
+    one = points.iloc[0]
+    rows = table[(table["model"] == one["model"]) & (table["k"] == one["k"])]
+    assert one["seeds"] == len(rows) == 3
+    assert one["loss"] == pytest.approx(rows["loss"].mean())
+    assert points["loss"].is_monotonic_decreasing
+    assert points["total_bits"].is_monotonic_increasing
+    means = table.groupby(["model", "k"])[["total_bits", "loss"]].mean()
+    for bits, loss in means.to_numpy():
+        assert ((points["total_bits"] <= bits) & (points["loss"] <= loss + 1e-12)).any()
+
+
+def test_frontier_refuses_bad_tables_by_name() -> None:
+    with pytest.raises(ValueError, match="column 'total_bits_all' is missing"):
+        frontier.pareto(pd.DataFrame({"total_bits": [1, 2], "loss": [1.0, 2.0]}), "total_bits_all")
+    with pytest.raises(ValueError, match=r"column 'loss' holds -1\.0"):
+        frontier.pareto(pd.DataFrame({"total_bits": [1, 2], "loss": [1.0, -1.0]}))
