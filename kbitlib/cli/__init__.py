@@ -8,6 +8,7 @@ import click
 
 from kbitlib.cli.bench import bench
 from kbitlib.cli.checkpoints import dequantize_command, eval_command, formats, inspect_command, quantize_command
+from kbitlib.cli.laws import fit_command, plan_command
 from kbitlib.cli.runs import run, status
 
 
@@ -23,6 +24,8 @@ class Commands(click.Group):
             raise click.UsageError(str(error)) from error
         except (StoreBusy, StoreError) as error:
             raise click.ClickException(str(error)) from error
+        except BrokenPipeError:  # whoever reads has enough, as `head` does; click ends quietly
+            raise
         except OSError as error:  # a full disk, or a folder that cannot be written
             raise click.ClickException(f"cannot use {error.filename or 'a file'}: {error.strerror or error}") from error
 
@@ -34,6 +37,7 @@ def main() -> None:
 
 
 for command in (
-    run, status, formats, quantize_command, dequantize_command, inspect_command, eval_command, bench,
+    run, status, formats, fit_command, plan_command, bench,
+    quantize_command, dequantize_command, inspect_command, eval_command,
 ):  # fmt: skip
     main.add_command(command)
