@@ -217,7 +217,7 @@ def test_a_model_that_lacks_a_weight_is_refused_by_name(pretrained: list[str], t
 
 def test_pretrained_models_take_the_place_of_the_family(kbit, tmp_path: Path, pretrained: list[str]) -> None:
     small = {"elements": ["int", "nf"], "swept_elements": ["int"], "held_out": 1024}
-    chapters = ("02_quantization_runs", "04_scaling_regression")
+    chapters = ("02_quantization_runs", "04_scaling_regression", "07_choose_bits")
     done = kbit("run", *chapters, "--profile", "smoke", *given(models=pretrained, **small), store=tmp_path / "store")
     assert done.returncode == 0, done.stdout + done.stderr
     frame = pd.read_csv(tmp_path / "records" / "quantization.csv")

@@ -8,9 +8,10 @@ from typing import Any
 from kbitlib.data.corpus import prepare
 from kbitlib.experiments.family import lengths
 from kbitlib.experiments.finetuning import Tuning, tune_member, tuning_grid
+from kbitlib.experiments.formats import spell
 from kbitlib.experiments.products import product_formats
 from kbitlib.experiments.quantization import Quantizing, quantization_grid, quantize_member
-from kbitlib.experiments.settings import Common, Finetuning, Quantization, Runs, StartHere, spell
+from kbitlib.experiments.settings import Common, Finetuning, Quantization, Runs, StartHere, Writing
 from kbitlib.experiments.timing import (
     Generation,
     Products,
@@ -112,7 +113,7 @@ def crossing_run(settings: Runs) -> Products:
     )
 
 
-def generation_runs(settings: Runs) -> list[Generation]:
+def generation_runs(settings: Writing) -> list[Generation]:
     """How fast the largest size of the family and a larger decoder write, on the CPU."""
     bits, tokens = tuple(settings.decoder_bits), settings.decoder_tokens
     return [
@@ -149,6 +150,7 @@ def plan(settings: Common) -> list[tuple[Any, Any]]:
         steps += [(quantize_member, job) for job in method_runs(settings)]
         steps += [(time_quantization, timing(settings))]
         steps += [(time_products, one) for one in (*product_runs(settings), crossing_run(settings))]
+    if isinstance(settings, Writing):
         steps += [(time_generation, one) for one in generation_runs(settings)]
     if isinstance(settings, Finetuning):
         steps += [(tune_member, job) for job in tunings(settings)]

@@ -17,6 +17,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from kbitlib.data.corpus import CorpusSettings, identify
+from kbitlib.experiments.formats import known_elements, spell
 from kbitlib.models.transformer import Shape
 from kbitlib.quant import Format
 from kbitlib.runs.store import Store
@@ -34,6 +35,7 @@ Bits = Annotated[int, Field(ge=2, le=8)]  # one bit is the data type binary's
 Positive = Annotated[int, Field(ge=1)]
 Size = Annotated[int, Field(ge=64, le=65536)]
 Batch = Annotated[int, Field(ge=1, le=4096)]
+Memory = Annotated[str, Field(pattern=r"^\d+(\.\d+)? ?([KMGT]iB|[kMGT]B)$")]
 
 
 class Common(BaseModel):
@@ -138,7 +140,7 @@ class Theory(Common):
     bit_widths: list[Bits] = Field(min_length=1)
     block: Positive
 
-    _known = field_validator("elements")(lambda elements: known_elements(elements))
+    _known = field_validator("elements")(known_elements)
 
 
 class Quantization(Common):
@@ -152,7 +154,7 @@ class Quantization(Common):
     swept_blocks: list[int]  # 0 is a whole row
     models: list[str]
 
-    _known = field_validator("elements", "swept_elements")(lambda elements: known_elements(elements))
+    _known = field_validator("elements", "swept_elements")(known_elements)
 
     @field_validator("swept_blocks")
     @classmethod
@@ -180,7 +182,31 @@ class Quantization(Common):
         return {element: tuple(dict.fromkeys(names)) for element, names in table.items()}
 
 
-class Runs(Quantization):
+class Writing(Quantization):
+    """How fast models write: what chapters 02 and 07 share."""
+
+    decoder_width: Positive
+    decoder_depth: Positive
+    decoder_heads: Positive
+    decoder_bits: list[Literal[1, 2, 3, 4, 5, 6, 7, 8, 16]] = Field(min_length=1)
+    decoder_tokens: Annotated[int, Field(ge=1, le=4096)]
+
+    @model_validator(mode="after")
+    def _there_is_such_a_decoder(self) -> Writing:
+        if len(set(self.decoder_bits)) < len(self.decoder_bits) or 16 not in self.decoder_bits:
+            raise ValueError(
+                f"decoder_bits hold 16, which is not quantized, and others once; they are {self.decoder_bits}"
+            )
+        _ = self.decoder
+        return self
+
+    @property
+    def decoder(self) -> Shape:
+        """The decoder of random weights that is timed; raises ValueError for a shape that there is not."""
+        return Shape(width=self.decoder_width, depth=self.decoder_depth, heads=self.decoder_heads)
+
+
+class Runs(Writing):
     """Chapter 02: the same, then the methods, and how fast it goes."""
 
     methods: list[Literal["rtn", "gptq", "awq", "hqq", "rotation", "outliers", "vector"]]
@@ -191,11 +217,6 @@ class Runs(Quantization):
     product_batches: list[Batch] = Field(min_length=1)
     product_rounds: Annotated[int, Field(ge=1, le=101)]
     crossing_batches: list[Batch] = Field(min_length=1)
-    decoder_width: Positive
-    decoder_depth: Positive
-    decoder_heads: Positive
-    decoder_bits: list[Literal[1, 2, 3, 4, 5, 6, 7, 8, 16]] = Field(min_length=1)
-    decoder_tokens: Annotated[int, Field(ge=1, le=4096)]
 
     @model_validator(mode="after")
     def _speeds_can_be_compared(self) -> Runs:
@@ -203,11 +224,6 @@ class Runs(Quantization):
             raise ValueError(f"product_batches must hold 1, a token at a time; they are {self.product_batches}")
         if any(b <= a for batches in (self.product_batches, self.crossing_batches) for a, b in pairwise(batches)):
             raise ValueError(f"batches must increase; they are {self.product_batches} and {self.crossing_batches}")
-        if len(set(self.decoder_bits)) < len(self.decoder_bits) or 16 not in self.decoder_bits:
-            raise ValueError(
-                f"decoder_bits hold 16, which is not quantized, and others once; they are {self.decoder_bits}"
-            )
-        _ = self.decoder
         return self
 
     @model_validator(mode="after")
@@ -221,11 +237,6 @@ class Runs(Quantization):
             for form in self.method_formats(method):
                 Format.parse(form)
         return self
-
-    @property
-    def decoder(self) -> Shape:
-        """The decoder of random weights that is timed; raises ValueError for a shape that there is not."""
-        return Shape(width=self.decoder_width, depth=self.decoder_depth, heads=self.decoder_heads)
 
     def method_formats(self, method: str) -> tuple[str, ...]:
         """A method's formats: int at one block, with a float zero point for HQQ (and once more for rounding, beside
@@ -260,6 +271,19 @@ class Finetuning(Common):
 class Regression(Quantization):
     """Chapter 04: the law, over the records of chapter 02."""
 
+    coverage_surfaces: Annotated[int, Field(ge=10, le=10_000)]
+    coverage_resamples: Annotated[int, Field(ge=50, le=10_000)]
+
+
+class Choosing(Writing):
+    """Chapter 07: what to take for a size of memory, of this family and of published ones."""
+
+    memories: list[Memory] = Field(min_length=1)
+    published_family: Literal["OPT", "BLOOM", "LLaMA-1"]  # those of four sizes and more
+    published_memories: list[Memory] = Field(min_length=1)
+    tokens_per_second: float = Field(gt=0)
+    served: list[Annotated[float, Field(ge=0)]] = Field(min_length=1)
+
 
 CHAPTERS: dict[str, type[Common]] = {
     "00_start_here": StartHere,
@@ -267,26 +291,8 @@ CHAPTERS: dict[str, type[Common]] = {
     "02_quantization_runs": Runs,
     "03_scaled_finetuning": Finetuning,
     "04_scaling_regression": Regression,
+    "07_choose_bits": Choosing,
 }
-
-DATA_TYPES = ("int", "nf", "fp", "pot", "log", "quantile", "kmeans", "dynamic", "binary", "ternary")
-ONE_WIDTH = ("binary", "ternary")  # data types that exist at one width alone
-
-
-def spell(element: str, k: int, block: int) -> str:
-    """The format string of a data type at k bits and a block, 0 being a whole row: ("nf", 4, 64) is "nf4-b64"."""
-    width = "" if element in ONE_WIDTH else str(k)
-    return str(Format.parse(f"{element}{width}-{f'b{block}' if block else 'row'}"))
-
-
-def known_elements(elements: list[str]) -> list[str]:
-    """The data types, each of which must spell a format; raises ValueError naming the one that does not."""
-    for element in elements:
-        try:
-            spell(element, 4, 64)
-        except ValueError:
-            raise ValueError(f"{element!r} is no data type; {', '.join(DATA_TYPES)} are") from None
-    return elements
 
 
 def read_profile(name: str) -> dict[str, dict[str, Any]]:
