@@ -139,11 +139,17 @@ def _ruled_out(estimate: Estimate, kind: str) -> str:
 
 
 def scatter(estimate: Estimate) -> Scatter:
-    """How rows lie about the law; by variance components where rows are grouped, and a new row is of a new model."""
+    """How rows lie about the law; by variance components where rows are grouped, and a new row is of a new model.
+
+    By least squares the covariance is the model-based one: HC3's is too wide where a size beyond the rows is predicted.
+    """
     design, residual = estimate.linearised
     freedom = estimate.surface.rows - len(estimate.theta)
     if estimate.groups is None:
-        return Scatter(float(residual @ residual) / freedom if freedom else np.nan, freedom)
+        if not freedom:
+            return Scatter(np.nan, freedom)
+        model_based = delta(estimate).covariance if estimate.least_squares else None
+        return Scatter(float(residual @ residual) / freedom, freedom, model_based)
     found = components(design, residual, estimate.groups)
     covariance = intercept_covariance(design, found, estimate.groups)
     return Scatter(found.between + found.within, found.freedom, covariance)

@@ -76,7 +76,8 @@ class Prediction:
         return np.exp(self.center) if self.on_logs else np.ones_like(self.center)
 
     def _back(self, values: FloatArray) -> FloatArray:
-        return (np.exp(values) if self.on_logs else values) + self.irreducible
+        with np.errstate(over="ignore"):  # the end of a very wide interval
+            return (np.exp(values) if self.on_logs else values) + self.irreducible
 
     def _series(self, values: FloatArray, name: str) -> pd.Series:
         return pd.Series(values, index=self.index, name=name)

@@ -83,3 +83,14 @@ def test_a_table_that_cannot_be_fitted_at_all_is_refused(family: Simulate) -> No
         leave_one_size_out(table[table["model"] == "w24-d2"], "total-bits")
     with pytest.raises(ValueError, match="column 'size' is missing"):
         leave_one_size_out(table, "total-bits", by="size")
+
+
+def test_intervals_of_independent_rows_hold_nine_tenths_of_the_sizes_beyond() -> None:
+    """Six sizes of one row each: the next one, four times as large, in 400 such families."""
+    random, held = np.random.default_rng(0), 0
+    sizes = np.geomspace(1e5, 1e8, 7)
+    for _ in range(400):
+        loss = 12 * sizes**-0.1 * np.exp(0.01 * random.standard_normal(7))
+        table = pd.DataFrame({"model": [f"{n:g}" for n in sizes], "params": sizes, "loss": loss})
+        held += int(largest_size_out(table, "power")["inside"].iloc[0])
+    assert stats.binomtest(held, 400, 0.9).pvalue > 0.01
