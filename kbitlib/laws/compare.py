@@ -124,7 +124,7 @@ def _by_error(by_size: pd.DataFrame, floor: float | None, level: float) -> pd.Da
     for law in by_size:
         error, gap = by_size[law].loc[common.index], by_size[law].loc[common.index] - common[best]
         (low, high), (gap_low, gap_high) = _interval(error.to_numpy(), level), _interval(gap.to_numpy(), level)
-        within = gap_low <= 0 or gap.mean() <= (floor or 0.0)
+        within = gap_low <= 0 or gap.mean() <= _of_mean(floor, len(common))
         verdict = "best" if law == best else "tied with best" if within else "worse"
         lines[law] = {
             "rmse": error.mean(skipna=False),
@@ -136,6 +136,11 @@ def _by_error(by_size: pd.DataFrame, floor: float | None, level: float) -> pd.Da
             "verdict": verdict if law in comparable else "not comparable",
         }
     return pd.DataFrame.from_dict(lines, orient="index").rename_axis("law").sort_values("rmse", kind="stable")
+
+
+def _of_mean(floor: float | None, sizes: int) -> float:
+    """What noise between seeds makes of a mean over sizes; the rows of one size share theirs."""
+    return 0.0 if floor is None else float(floor / np.sqrt(sizes))
 
 
 def _interval(values: FloatArray, level: float) -> tuple[float, float]:
@@ -183,7 +188,7 @@ def _said(lines: pd.DataFrame, by_size: pd.DataFrame, floor: float | None, level
     for law, line in lines[lines["verdict"] == "tied with best"].iterrows():
         interval = f"{line['difference_low']:.2g} to {line['difference_high']:.2g} at {level:.0%}"
         closer = int((by_size[best] < by_size[law]).sum())
-        noise = "" if floor is None else f"; the rows' own noise is {floor:.2g}"
+        noise = "" if floor is None else f"; noise between seeds alone makes {_of_mean(floor, len(by_size)):.2g}"
         said.append(
             f"{best} and {law} cannot be told apart by {len(by_size)} sizes: their errors differ by "
             f"{line['difference']:.2g} ({interval}{noise}); {best} is closer at {closer}"

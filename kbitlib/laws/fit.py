@@ -9,10 +9,12 @@ import pandas as pd
 
 from kbitlib.laws.estimate import Loss, solve
 from kbitlib.laws.forms import FORMS, Form
-from kbitlib.laws.identification import refuse_unidentified
+from kbitlib.laws.identification import refuse_constant_response, refuse_unidentified
 from kbitlib.laws.results import LawResults
 from kbitlib.laws.surface import Surface
-from kbitlib.laws.tables import column, numbers, read_columns, refuse_empty_or_repeated
+from kbitlib.laws.tables import FloatArray, column, numbers, read_columns, refuse_empty_or_repeated
+
+MOST_LEVELS = 128  # of k or format with parameters of their own: more are a column taken for another
 
 
 def fit(
@@ -53,20 +55,37 @@ def fit(
     form = _for_table(form, table, names)
     values = read_columns(table, form.columns, names)
     may_be_negative = form.response == "delta" and not how.on_logs  # a quantized model may by chance be the better one
-    observed = numbers(table, names.get(form.response, form.response), positive=not may_be_negative)
+    observed = _observed(table, names.get(form.response, form.response), may_be_negative, form)
     response = pd.Series(observed, index=table.index)
     _check_irreducible(form, irreducible, response)
     surface = Surface(form, values)
+    _refuse_many_levels(surface)
     refuse_unidentified(surface, values)
+    refuse_constant_response(surface, observed)
     minimum = solve(surface, observed - irreducible, how)
     about = {"groups": _groups(table, groups), "seeds": table["seed"] if "seed" in table.columns else None}
     return LawResults(surface, response, how, minimum, columns=names, irreducible=irreducible, **about)
 
 
 def _form(law: str) -> Form:
-    if law not in FORMS:
+    if not isinstance(law, str) or law not in FORMS:
         raise ValueError(f"law {law!r} is unknown; {', '.join(FORMS)} are allowed")
     return FORMS[law]
+
+
+def _observed(table: pd.DataFrame, name: str, may_be_negative: bool, form: Form) -> FloatArray:
+    try:
+        return numbers(table, name, positive=not may_be_negative)
+    except ValueError as refusal:
+        if form.response != "delta" or may_be_negative:
+            raise
+        raise ValueError(f"{refusal}; loss = 'squared' takes others, and so do rows of fewer bits") from None
+
+
+def _refuse_many_levels(surface: Surface) -> None:
+    count = len(surface.levels)
+    if surface.form.names_levels and count > MOST_LEVELS:
+        raise ValueError(f"k has {count} values, each with parameters of its own; {MOST_LEVELS} at most are allowed")
 
 
 def _check_names(form: Form, names: Mapping[str, str]) -> None:

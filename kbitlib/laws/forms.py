@@ -178,7 +178,7 @@ def _kumar(bits: Sequence[str]) -> Form:
         name="kumar",
         terms=("E", f"A (params{factors})^-alpha", "B tokens^-beta")
         + post * ("C_T tokens^gamma_D params^-gamma_N e^(-k_post/gamma_post)",),
-        source="Kumar et al. 2024: effective parameters, and degradation after training",
+        source="Kumar et al. 2024: effective parameters, and degradation after training from full precision",
         columns=("params", "tokens", *bits),
         parameters=(_E, _A, _B, _ALPHA, _BETA)
         + tuple(Parameter(_GAMMAS[name], positive=True) for name in trained)

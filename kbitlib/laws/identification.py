@@ -12,7 +12,7 @@ from scipy.sparse.csgraph import connected_components
 
 from kbitlib.laws.diagnostics import RANK_TOLERANCE, determined, diagnose, rank, variance_inflation
 from kbitlib.laws.surface import Surface, label
-from kbitlib.laws.tables import FULL_PRECISION, FloatArray, Levels, full_precision
+from kbitlib.laws.tables import FULL_LABELS, FULL_PRECISION, FloatArray, Levels, full_precision
 
 
 class NotIdentified(ValueError):
@@ -21,8 +21,21 @@ class NotIdentified(ValueError):
     def __init__(self, law: str, names: list[str], reason: str, identified: list[str]) -> None:
         self.names = names
         self.identified = identified
-        found = "; ".join(identified) if identified else "nothing"
-        super().__init__(f"{law}: {', '.join(names)} not identified: {reason}; identified: {found}")
+        found = "; ".join(_first(identified)) if identified else "nothing"
+        super().__init__(f"{law}: {', '.join(_first(names))} not identified: {reason}; identified: {found}")
+
+
+def _first(words: list[str], most: int = 10) -> list[str]:
+    """As many of them as one can read."""
+    return words if len(words) <= most else [*words[:most], f"{len(words) - most} more"]
+
+
+def refuse_constant_response(surface: Surface, observed: FloatArray) -> None:
+    """Raise NotIdentified where the response is the same in every row: any exponent fits behind factors of 0."""
+    if not surface.form.linear and np.ptp(observed) <= 1e-12 * np.abs(observed).max():
+        loose = [name for name, offset in zip(surface.names, surface.offset, strict=True) if not offset]
+        reason = f"{surface.form.response} is {observed[0]:g} in every row"
+        raise NotIdentified(surface.form.name, loose, reason, ["the sum of all terms"])
 
 
 def refuse_unidentified(surface: Surface, columns: Mapping[str, Levels]) -> None:
@@ -155,6 +168,7 @@ def _refuse_scale_without_reference(surface: Surface, columns: Mapping[str, Leve
         raise NotIdentified(
             surface.form.name,
             ["A", *factors],
-            f"no row is of full precision (k of {FULL_PRECISION} or more), where the factor is 1",
+            f"no row is of full precision (k of {FULL_PRECISION} or more, or {', '.join(FULL_LABELS)}), where "
+            "the factor is 1",
             [", ".join(others), f"the factors up to a common one ({pinned[0]}[k] / {factors[-1]})"],
         )

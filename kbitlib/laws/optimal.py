@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from kbitlib.laws.diagnostics import COLLINEAR
 from kbitlib.laws.facts import FittedLaw
 from kbitlib.laws.results import LawResults
 from kbitlib.laws.tables import FULL_PRECISION, FloatArray, numbers
@@ -35,12 +36,15 @@ def compute_optimal(results: LawResults, flops: Sequence[float], *, level: float
 
     Columns ``flops, params, params_low, params_high, tokens, tokens_low, tokens_high, tokens_per_param, loss``, and
     ``exponent, exponent_low, exponent_high``, of C in N: beta/(alpha + beta). Ends are those of the draws where the
-    fit was resampled, else the Delta method's on logarithms; NaN where no interval can be given. ValueError for another
-    law, exponents that are not positive, or FLOPs that are not.
+    fit was resampled, else the Delta method's on logarithms; NaN where no interval can be given, as where N and D nearly
+    move together or some resamples have an exponent below 0. ValueError for another law, exponents that are not
+    positive, or FLOPs that are not.
     """
     if results.law != "chinchilla":
         raise ValueError(f"compute-optimal N and D are of the law chinchilla; this is {results.law}")
     budgets = _positive(flops)
+    if not (results.theta[3:] > 0).all():
+        raise ValueError("alpha and beta must be positive: with the other sign more parameters or data only cost")
     table = _allocation(results.theta, budgets)
     draws = results.uncertainty.draws
     low, high = (_by_delta if draws is None else _by_draws)(results, budgets, level)
@@ -116,8 +120,6 @@ def _allocation(theta: FloatArray, flops: FloatArray) -> pd.DataFrame:
 def _log_optimum(theta: FloatArray, flops: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
     """The logarithms of N and D (..., budgets) and the exponent (..., 1), for parameters (..., 5) as estimated."""
     _, log_A, log_B, alpha, beta = np.moveaxis(theta, -1, 0)[..., None]
-    if not ((alpha > 0) & (beta > 0)).all():
-        raise ValueError("alpha and beta must be positive: with the other sign more parameters or data only cost")
     log_budget = np.log(flops / TRAINING)
     log_params = (np.log(alpha / beta) + log_A - log_B + beta * log_budget) / (alpha + beta)
     return log_params, log_budget - log_params, beta / (alpha + beta)
@@ -131,11 +133,15 @@ def _answers(theta: FloatArray, flops: FloatArray) -> FloatArray:
 def _by_draws(results: LawResults, flops: FloatArray, level: float) -> tuple[FloatArray, FloatArray]:
     drawn = results.uncertainty.draws
     assert drawn is not None
+    if not (drawn[:, 3:] > 0).all():  # some resamples would spend nothing on parameters, or on data
+        return _unknown(flops)
     low, high = np.quantile(_answers(drawn, flops), [0.5 - level / 2, 0.5 + level / 2], axis=0)
     return _natural(low), _natural(high)
 
 
 def _by_delta(results: LawResults, flops: FloatArray, level: float) -> tuple[FloatArray, FloatArray]:
+    if results.estimate.inflation > COLLINEAR:  # the law is flat along the very direction that is asked about
+        return _unknown(flops)
     center = _answers(results.theta, flops)
     step = 1e-5
     moved = results.theta + step * np.stack([np.eye(len(NAMES)), -np.eye(len(NAMES))])  # (2, p, p)
@@ -145,6 +151,11 @@ def _by_delta(results: LawResults, flops: FloatArray, level: float) -> tuple[Flo
     error = np.sqrt(np.einsum("paf,pq,qaf->af", slopes, covariance, slopes))
     width = stats.t.ppf(0.5 + level / 2, results.uncertainty.freedom) * error
     return _natural(center - width), _natural(center + width)
+
+
+def _unknown(flops: FloatArray) -> tuple[FloatArray, FloatArray]:
+    nothing = np.full((3, len(flops)), np.nan)
+    return nothing, nothing
 
 
 def _natural(ends: FloatArray) -> FloatArray:

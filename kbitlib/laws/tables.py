@@ -24,7 +24,10 @@ def refuse_empty_or_repeated(table: pd.DataFrame) -> None:
         raise ValueError(f"a {type(table).__name__} is not a table; a pandas DataFrame is allowed")
     if table.empty:
         raise ValueError("the table is empty; at least one row is needed")
-    repeated = np.flatnonzero(table.duplicated().to_numpy())
+    try:
+        repeated = np.flatnonzero(table.duplicated().to_numpy())
+    except TypeError:  # a column of lists
+        repeated = np.flatnonzero(table.map(str).duplicated().to_numpy())
     if repeated.size:
         raise ValueError(
             f"row {table.index[repeated[0]]} repeats an earlier row in every column ({repeated.size} such rows); "
@@ -78,7 +81,9 @@ def levels(table: pd.DataFrame, name: str) -> Levels:
             f"column {name!r} holds {values.iloc[row]} in row {table.index[row]} beside labels; only labels and "
             f"{FULL_PRECISION} bits or more are allowed there"
         )
-    return np.array(values.astype(str).mask(bits.notna(), "full"), dtype=np.str_)
+    labels = values.astype(str).str.strip()
+    labels = labels.mask(labels.str.lower().isin(FULL_LABELS), labels.str.lower()).mask(bits.notna(), "full")
+    return np.array(labels, dtype=np.str_)
 
 
 def is_labels(k: Levels) -> bool:

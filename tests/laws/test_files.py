@@ -55,7 +55,6 @@ def test_a_file_that_is_no_table_is_refused(tmp_path: Path, name: str, content: 
 @pytest.mark.parametrize(
     ("column", "value", "words"),
     [
-        ("params", 0.125, "params is in parameters: not in thousands, millions"),
         ("loss", 27.65, "loss is in nats a token: a perplexity goes by its logarithm"),
         ("k", 256, "k is in bits a weight: not a number of levels"),
     ],
@@ -68,3 +67,35 @@ def test_another_unit_is_refused_by_name(table: pd.DataFrame, column: str, value
         refuse_other_units(wrong, {})
     with pytest.raises(ValueError, match=f"'own' holds {value:g}"):
         refuse_other_units(wrong.rename(columns={column: "own"}), {column: "own"})
+
+
+def test_counts_in_millions_and_perplexities_by_name_are_refused(table: pd.DataFrame) -> None:
+    with pytest.raises(ValueError, match="params is in parameters: not in thousands, millions"):
+        refuse_other_units(table.assign(params=table["params"] / 1e6), {})
+    with pytest.raises(ValueError, match="'ppl' is a perplexity by its name"):
+        refuse_other_units(table.rename(columns={"loss": "ppl"}), {"loss": "ppl"})
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("params,tokens,loss\n1e6,1e9,3.0,7\n2e6,1e9,2.9,7\n", "more fields than the 3 of the header"),
+        ("params,params,loss\n1e6,2e6,3.0\n", "two columns are named 'params'"),
+        ("params;tokens;loss\n1e6;2e6;3.0\n", "not separated by commas"),
+    ],
+)
+def test_a_csv_that_pandas_would_mend_in_silence_is_refused(tmp_path: Path, content: str, words: str) -> None:
+    (tmp_path / "runs.csv").write_text(content)
+    with pytest.raises(ValueError, match=words):
+        read_table(tmp_path / "runs.csv")
+
+
+def test_an_expression_sees_the_table_alone(table: pd.DataFrame, tmp_path: Path) -> None:
+    table.to_csv(path := tmp_path / "runs.csv", index=False)
+    with pytest.raises(ValueError, match="cannot be read"):
+        read_table(path, "loss > @pd.options.display.width")
+
+
+def test_a_comma_at_the_end_of_rows_shifts_no_column(tmp_path: Path) -> None:
+    (tmp_path / "runs.csv").write_text("params,tokens,loss\n1e6,1e9,3.0,\n2e6,1e9,2.9,\n")
+    assert read_table(tmp_path / "runs.csv")["params"].tolist() == [1e6, 2e6]

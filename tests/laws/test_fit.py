@@ -289,3 +289,32 @@ def test_a_k_that_was_not_fitted_is_refused(family: Simulate) -> None:
     results = fit(table, "total-bits")
     with pytest.raises(ValueError, match="k = 9 was not among the rows fitted; 2, 3, 4, 5, 6, 7, 8 were"):
         results.predict(table.assign(k=9))
+
+
+def test_a_column_taken_for_levels_by_mistake_is_refused() -> None:
+    table = pd.DataFrame({"params": np.geomspace(1e6, 1e9, 200), "k": np.linspace(2, 16, 200), "loss": 3.0})
+    with pytest.raises(ValueError, match="k has 199 values, each with parameters of its own; 128 at most"):
+        fit(table, "effective-parameters")
+
+
+def test_full_precision_is_known_however_it_is_spelled() -> None:
+    sizes = np.geomspace(1e6, 1e9, 6)
+    table = pd.concat(
+        [
+            pd.DataFrame({"params": sizes, "format": label, "loss": 1 + 30 * (factor * sizes) ** -0.3})
+            for label, factor in ((" FP16", 1.0), ("nf4", 0.8), ("Full ", 1.0))
+        ]
+    ).drop_duplicates(["params", "format"])
+    results = fit(table, "effective-parameters", columns={"k": "format"})
+    assert results.params["f[nf4]"] == pytest.approx(0.8)
+
+
+def test_a_column_of_lists_is_no_obstacle() -> None:
+    table = pd.DataFrame({"params": [1e6, 2e6, 4e6], "loss": [3.0, 2.8, 2.65], "tags": [["a"], ["b"], ["c"]]})
+    assert fit(table, "power").nobs == 3
+
+
+def test_a_negative_degradation_is_refused_with_what_takes_it() -> None:
+    table = pd.DataFrame({"params": [1e6, 2e6, 4e6, 8e6], "k": [2, 3, 4, 8], "delta": [0.5, 0.2, 0.1, -0.001]})
+    with pytest.raises(ValueError, match="loss = 'squared' takes others"):
+        fit(table, "degradation")

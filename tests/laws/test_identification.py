@@ -113,7 +113,7 @@ def test_factors_of_k_need_rows_of_full_precision(law: str) -> None:
     table = rows()
     said = refusal(table[table["k"] < 16], law)
     assert said.names == ["A", "f[2]", "f[4]", "f[8]"]
-    assert "no row is of full precision (k of 16 or more), where the factor is 1" in str(said)
+    assert "no row is of full precision (k of 16 or more, or full, fp32" in str(said)
     assert said.identified[-1] == "the factors up to a common one (f[k] / f[8])"
 
 
@@ -121,3 +121,15 @@ def test_two_values_are_named() -> None:
     said = refusal(rows().assign(tokens=[1e9, 4e9] * 30), "chinchilla")
     assert "tokens is 1e+09 or 4e+09 in every row" in str(said)
     assert said.identified == ["A", "alpha", "2 combinations of E, B, beta"]
+
+
+def test_a_response_that_never_changes_tells_no_exponent() -> None:
+    said = refusal(rows().assign(loss=3.0), "chinchilla")
+    assert said.names == ["A", "B", "alpha", "beta"]
+    assert "loss is 3 in every row" in str(said)
+
+
+def test_long_lists_are_cut_to_what_can_be_read() -> None:
+    table = pd.concat([rows().assign(k=float(k)) for k in range(20, 60)]).assign(k=lambda frame: frame["k"] / 4)
+    said = str(refusal(table, "effective-parameters"))
+    assert "31 more" in said
