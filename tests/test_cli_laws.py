@@ -128,7 +128,10 @@ def test_a_plan_from_published_figures_within_a_speed(tmp_path: Path) -> None:
         (["--memory", "8 potatoes"], ["'8 potatoes'", "GiB"]),
         (["--memory", "-1GiB"], ["'-1GiB'"]),
         (["--memory", "1kB"], ["nothing fits in 1000 bytes", "LLaMA-1-7B"]),
-        (["--memory", "8GiB", "--family", "Llama-9"], ["'Llama-9'", "LLaMA-1"]),
+        (["--memory", "8gb"], ["'8gb'", "case matters"]),
+        (["--memory", "8GiB", "--family", "Llama-9"], ["'Llama-9'", "--family", "LLaMA-1"]),
+        (["--memory", "8GiB", "--formats", "formats.csv"], ["--formats", "--fit"]),
+        (["--memory", "8GiB", "--tokens-per-second", "nan"], ["tokens_per_second is nan"]),
         (["--memory", "8GiB", "--fit", "nowhere.json"], ["no file 'nowhere.json'"]),
         (["--memory", "8GiB", "--tokens-per-second", "0"], ["0"]),
     ],
@@ -139,9 +142,63 @@ def test_a_plan_that_cannot_be_made_is_refused(options: list[str], words: list[s
     assert all(word in result.output for word in words), result.output
 
 
-@pytest.mark.parametrize("text", ["[1, 2]", "{", '{"law": "chinchilla"}'])
+@pytest.mark.parametrize("text", ["[1, 2]", "{", '{"law": "chinchilla"}', "[" * 200_000])
 def test_a_fit_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "fit.json").write_text(text)
     result = kbit("plan", "--memory", "8GiB", "--fit", tmp_path / "fit.json")
     assert result.exit_code == 2, result.output
     assert "fit" in result.output
+
+
+def test_a_fit_that_did_not_converge_is_planned_with_without_an_interval(quantized: Path, tmp_path: Path) -> None:
+    facts = json.loads(kbit("fit", quantized, "--law", "effective-parameters", "--map", "k=format", "--json").stdout)
+    halted = {**facts, "converged": False, "warnings": ["no minimum was reached"]}
+    (tmp_path / "fit.json").write_text(json.dumps(halted))
+    said = kbit("plan", "--memory", "1GB", "--fit", tmp_path / "fit.json").output
+    assert said.startswith("The fit did not converge")
+    assert "no minimum was reached." in said
+    assert "(90%)" not in said
+
+
+def test_formats_that_only_their_maker_knows_are_said_in_a_table(quantized: Path, tmp_path: Path) -> None:
+    rows = pd.read_parquet(quantized).replace({"format": {"nf4-b64": "q4", "int3-b64": "q3"}})
+    rows.to_parquet(quantized)
+    fitted = kbit("fit", quantized, "--law", "effective-parameters", "--map", "k=format", "--json")
+    (fit_json := tmp_path / "fit.json").write_text(fitted.stdout)
+    unknown = kbit("plan", "--memory", "1GB", "--fit", fit_json)
+    assert unknown.exit_code == 2
+    assert "the fit's level 'q3'" in unknown.output
+    assert "--formats" in unknown.output
+    costs = pd.DataFrame({"format": ["q3", "q4", "bf16"], "bits_per_weight": [3.5, 4.5, 16.0]})
+    costs.to_csv(table := tmp_path / "costs.csv", index=False)
+    found = kbit("plan", "--memory", "1GB", "--fit", fit_json, "--formats", table, "--json")
+    assert found.exit_code == 0, found.output
+    first = json.loads(found.stdout)["plan"][0]
+    assert (first["format"], first["bits_per_weight"], first["k"]) == ("q4", 4.5, None)
+    table.write_text("format\nq3\n")
+    assert (
+        "'bits_per_weight' is missing" in kbit("plan", "--memory", "1GB", "--fit", fit_json, "--formats", table).output
+    )
+
+
+def test_it_says_by_which_records_it_knows_the_speed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    records = pd.DataFrame({"bytes_held": [1e8, 1e9, 2e9, 4e9], "ms_per_token": [10.0, 60.0, 115.0, 225.0]})
+    published, own = (tmp_path / "reports" / folder for folder in ("published/laptop", "laptop/records"))
+    published.mkdir(parents=True)
+    records.to_csv(published / "generation.csv", index=False)
+    monkeypatch.setattr("kbitlib.experiments.settings.ROOT", tmp_path)
+    asked = ["plan", "--memory", "24GiB", "--tokens-per-second", 4, "--json"]
+    said = json.loads(kbit(*asked).stdout)["sentences"]
+    assert str(published / "generation.csv") in said[-1]
+    assert "this machine may be faster or slower" in said[-1]
+    own.mkdir(parents=True)
+    records.to_csv(own / "generation.csv", index=False)
+    assert json.loads(kbit(*asked).stdout)["sentences"][-1] == f"Speed is by the records in {own / 'generation.csv'}."
+
+
+def test_records_in_which_more_bytes_take_less_time_say_nothing_of_speed(tmp_path: Path) -> None:
+    records = pd.DataFrame({"bytes_held": [1e8, 1e9, 2e9, 4e9], "ms_per_token": [225.0, 115.0, 60.0, 10.0]})
+    records.to_csv(path := tmp_path / "speed.csv", index=False)
+    result = kbit("plan", "--memory", "24GiB", "--tokens-per-second", 4, "--speed", path)
+    assert result.exit_code == 2
+    assert "law of time did not converge" in result.output

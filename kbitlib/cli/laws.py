@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +59,7 @@ def _mapping(mapped: tuple[str, ...], rows: pd.DataFrame) -> dict[str, str]:
 @click.option("--tokens-per-second", type=click.FloatRange(min=0, min_open=True), help="The least that will do.")
 @click.option("--fit", "fitted", metavar="FIT.json", help="What `kbit fit --json` wrote; else published figures.")
 @click.option("--family", default="LLaMA-1", show_default=True, help="Of the published figures, without --fit.")
+@click.option("--formats", "offered", metavar="TABLE", help="For --fit: format, bits_per_weight; k where it counts.")
 @click.option("--speed", metavar="TABLE", help="Records of generation; by default those of the last report.")
 @as_json
 def plan_command(
@@ -65,23 +67,29 @@ def plan_command(
     tokens_per_second: float | None,
     fitted: str | None,
     family: str,
+    offered: str | None,
     speed: str | None,
     as_json: bool,
 ) -> None:
     """Which size, width, data type and block to take for a size of memory: the loss to expect, how sure, and what the
     next best costs."""
+    from kbitlib.laws.files import read_table
     from kbitlib.laws.planner import parse_bytes, plan, published_fit
 
     limit = parse_bytes(memory)
     what: dict[str, Any] = {"tokens_per_second": tokens_per_second}
     if fitted is None:
+        if offered is not None:
+            raise ValueError("--formats says what the formats of a fit of one's own cost; with --fit it is allowed")
         facts, what["formats"], what["models"] = published_fit(family)
     else:
         facts = _read_fit(Path(fitted))
-        what["formats"] = _offers(facts)
+        what["formats"] = _offers(facts) if offered is None else read_table(offered)
+    measured: list[str] = []
     if speed is not None or tokens_per_second is not None:
-        what["speed"] = _law_of_time(speed)
+        what["speed"], measured = _law_of_time(speed)
     found = plan(limit, facts, **what)
+    found = replace(found, sentences=[*found.sentences, *measured])
     click.echo(json.dumps(found.facts(), indent=1, allow_nan=False) if as_json else _plan_text(found))
 
 
@@ -90,7 +98,7 @@ def _read_fit(path: Path) -> dict[str, Any]:
         raise ValueError(f"there is no file {str(path)!r}")
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{str(path)!r} is no JSON: {error}") from None
     if not isinstance(facts, dict):
         raise ValueError(f"{str(path)!r} holds no fit; what `kbit fit --json` writes is allowed")
@@ -99,28 +107,43 @@ def _read_fit(path: Path) -> dict[str, Any]:
 
 def _offers(facts: dict[str, Any]) -> pd.DataFrame | None:
     """The formats that a fit has a factor for, where it knows them by name, and full precision where that is its 1."""
-    from kbitlib.experiments.choosing import offers
+    import pandas as pd
+
     from kbitlib.laws.facts import FittedLaw
 
     law = FittedLaw.from_facts(facts)
     if not law.by_name:
         return None
     unquantized = ["bf16"] if any(one.one_at_full_precision for one in law.form.parameters) else []
-    return offers([*map(str, law.levels), *unquantized])
+    return pd.concat([_offer(name) for name in (*map(str, law.levels), *unquantized)], ignore_index=True)
 
 
-def _law_of_time(speed: str | None) -> dict[str, Any]:
-    """The law of time of some records of generation; raises ValueError where there are none."""
+def _offer(level: str) -> pd.DataFrame:
+    from kbitlib.experiments.choosing import offers
+
+    try:
+        return offers([level])
+    except ValueError:
+        raise ValueError(
+            f"the fit's level {level!r} is not the name of a format, so nothing says what it costs; say it by "
+            "--formats TABLE, with a row for each level to compare and columns format, bits_per_weight (and k)"
+        ) from None
+
+
+def _law_of_time(speed: str | None) -> tuple[dict[str, Any], list[str]]:
+    """The law of time of some records of generation, and whose they are; raises ValueError where there are none."""
     from kbitlib.experiments.settings import ROOT
     from kbitlib.laws import fit
     from kbitlib.laws.files import read_table
 
-    kept = [ROOT / "reports" / folder / "generation.csv" for folder in ("laptop/records", "published/laptop")]
-    path = Path(speed) if speed else next((path for path in kept if path.is_file()), None)
+    own, published = (ROOT / "reports" / folder / "generation.csv" for folder in ("laptop/records", "published/laptop"))
+    path = Path(speed) if speed else next((path for path in (own, published) if path.is_file()), None)
     if path is None:
         raise ValueError("nothing is known of speed yet: run `make report`, or name a table of generation with --speed")
     rows = read_table(path)
-    return fit(rows, "time", columns={"bytes": "bytes_held", "ms": "ms_per_token"}, groups=None).facts()
+    law = fit(rows, "time", columns={"bytes": "bytes_held", "ms": "ms_per_token"}, groups=None)
+    caution = ", which were published with this project: this machine may be faster or slower" * (path == published)
+    return law.facts(), [f"Speed is by the records in {path}{caution}."]
 
 
 def _plan_text(found: Plan) -> str:

@@ -10,23 +10,33 @@ from kbitlib.laws.facts import FittedLaw
 UNITS = {"": 1, "B": 1, "kB": 1e3, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
 UNITS |= {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
+UNSETTLED = "The fit did not converge: what follows is of no minimum, and nobody can say how sure it is."
 
-def advice(law: FittedLaw, time: FittedLaw | None, table: pd.DataFrame, memory: float, level: float) -> list[str]:
-    """What there is to say of a plan's table, its best row first."""
+
+def advice(law: FittedLaw, time: FittedLaw | None, table: pd.DataFrame, room: str, level: float) -> list[str]:
+    """What there is to say of a plan's table, its best row first, where ``room`` says how much there is.
+
+    What the fits warn of comes last, but first where the law of the loss did not converge.
+    """
     first = table.iloc[0]
     bits = f"{first['bits_per_weight']:.3g} bits a weight"
-    said = [f"Take {_named(first)}: {size_of(first['bytes'])} of {size_of(memory)}, {bits}."]
+    said = [f"Take {_named(first)}: {size_of(first['bytes'])} of {room}, {bits}."]
     expected = f"Expect a loss of {first['loss']:.4g} nats a token"
     if np.isfinite(first["low"]):
         ends = f"between {first['low']:.4g} and {first['high']:.4g} ({level:.0%})"
         said.append(f"{expected}, of a new run {ends}.")
     else:
         said.append(f"{expected}; how sure that is, the fit does not say.")
-    if time is not None:
+    if time is not None and not time.converged:
+        said.append("How fast it writes is not known: the law of time did not converge.")
+    elif time is not None:
         far = float(time.beyond(first[["bytes"]].to_numpy(dtype=np.float64), "bytes")[0])
         beyond = f", an extrapolation by {far:.3g} times in bytes" if far > 1 else ""
         said.append(f"It is expected to write {_count(first['tokens_per_second'])} tokens a second{beyond}.")
-    return [*said, _next_best(law, table, level), _extrapolation(law, table)]
+    said += [_next_best(law, table, level), _extrapolation(law, table)]
+    warned = [f"The fit warns: {warning}." for warning in law.warnings]
+    said = [*said, *warned] if law.converged else [UNSETTLED, *warned, *said]
+    return said + [f"The law of time warns: {warning}." for warning in (time.warnings if time else ())]
 
 
 def _next_best(law: FittedLaw, table: pd.DataFrame, level: float) -> str:
@@ -36,7 +46,9 @@ def _next_best(law: FittedLaw, table: pd.DataFrame, level: float) -> str:
     said = f"The next best, {_named(second)} ({size_of(second['bytes'])}), costs {second['gap']:.4f} nats a token more"
     if not np.isfinite(second["gap_low"]):
         return f"{said}."
-    said += f" ({second['gap_low']:.4f} to {second['gap_high']:.4f}; {second['probability']:.0%} sure that it is more)"
+    said += (
+        f" ({second['gap_low']:.4f} to {second['gap_high']:.4f}; {_sure(second['probability'])} sure that it is more)"
+    )
     if second["gap_low"] <= 0:
         return f"{said}: at {level:.0%} the two cannot be told apart."
     scatter = law.obs_sd * (first["loss"] - law.irreducible if law.on_logs else 1.0)
@@ -76,3 +88,8 @@ def size_of(size: float) -> str:
         if size >= UNITS[unit]:
             return f"{size / UNITS[unit]:.3g} {unit}"
     return f"{size:.0f} bytes"
+
+
+def _sure(probability: float) -> str:
+    """No interval from a few models is certain."""
+    return "over 99%" if probability > 0.99 else f"{probability:.0%}"

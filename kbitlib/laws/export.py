@@ -49,14 +49,15 @@ def facts(results: LawResults) -> dict[str, Any]:
         "columns": results._columns,
         "irreducible": results.irreducible,
     }
-    return {name: _for_json(value) for name, value in found.items()}
+    return {name: for_json(value) for name, value in found.items()}
 
 
-def _for_json(value: Any) -> Any:
+def for_json(value: Any) -> Any:
+    """The value with what JSON cannot hold, NaN and infinities, as None."""
     if isinstance(value, dict):
-        return {str(name): _for_json(entry) for name, entry in value.items()}
+        return {str(name): for_json(entry) for name, entry in value.items()}
     if isinstance(value, list):
-        return [_for_json(entry) for entry in value]
+        return [for_json(entry) for entry in value]
     if isinstance(value, np.generic):
         value = value.item()
     return None if isinstance(value, float) and not np.isfinite(value) else value

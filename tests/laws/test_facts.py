@@ -76,3 +76,79 @@ def test_what_is_no_fit_is_refused_by_name() -> None:
         FittedLaw.from_facts({name: value for name, value in facts.items() if name != "theta"})
     with pytest.raises(ValueError, match="'gravity' is unknown"):
         FittedLaw.from_facts({**facts, "law": "gravity"})
+
+
+DAMAGE = {
+    "law": [[], None, 1],
+    "theta": [
+        [1, 2],
+        [],
+        None,
+        "x",
+        [1.5, 3.0, 0.2, -1.0, float("nan")],
+        [1.5, 3.0, 0.2, -1.0, None],
+        [-1, 3, 0.2, -1, -0.3],
+    ],
+    "covariance": [
+        [[1]],
+        [],
+        None,
+        1,
+        np.full((4, 5), 0.1).tolist(),
+        np.full((5, 5), np.inf).tolist(),
+    ],
+    "covariance_obs": [[[1]], "x"],
+    "df": [[], -1, "x", True],
+    "df_obs": [{}, -1],
+    "obs_sd": [[], -1, "x", np.inf],
+    "irreducible": [None, -1, "x"],
+    "levels": [None, "x", 1, [3.0, 3.0], [3.0, "x"], [[3], [4]], [-3.0, 4.0]],
+    "range": [
+        None,
+        [],
+        "x",
+        {},
+        {"params": 1, "k": [3, 4]},
+        {"params": [2, 1], "k": [3, 4]},
+        {"params": [0, 1], "k": [3, 4]},
+    ],
+    "columns": [1, [], {"k": 1}],
+    "loss": [{}, None, "x"],
+    "converged": [None, "yes", 1],
+    "warnings": [None, "x", [1], 1],
+}
+
+
+@pytest.fixture(scope="module")
+def facts() -> dict[str, object]:
+    return fit(runs(), "effective-parameters").facts()
+
+
+@pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in DAMAGE.items() for value in values])
+def test_a_damaged_fit_is_refused_by_the_key(facts: dict[str, object], key: str, value: object) -> None:
+    assert len(facts["theta"]) == 5
+    with pytest.raises(ValueError, match=key) as refusal:
+        FittedLaw.from_facts({**facts, key: value})
+    assert len(str(refusal.value)) < 300
+
+
+def test_numbers_too_large_for_a_float_are_refused(facts: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="obs_sd"):
+        FittedLaw.from_facts({**facts, "obs_sd": 10**400})
+
+
+@pytest.mark.parametrize(
+    "missing",
+    [
+        {"converged": False},
+        {"covariance": np.full((5, 5), None).tolist()},
+        {"covariance": (-np.eye(5)).tolist()},
+    ],
+)
+def test_a_fit_that_did_not_converge_or_has_no_covariance_gives_no_interval(
+    facts: dict[str, object], missing: dict[str, object]
+) -> None:
+    law = FittedLaw.from_facts({**facts, **missing})
+    frame = law.get_prediction(pd.DataFrame({"params": [1e9], "k": [4.0]})).summary_frame(0.1)
+    assert np.isfinite(frame["mean"]).all()
+    assert frame.drop(columns="mean").isna().all().all()

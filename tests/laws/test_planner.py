@@ -52,9 +52,9 @@ def test_sizes_are_read(text: str, size: float) -> None:
     assert parse_bytes(text) == size
 
 
-@pytest.mark.parametrize("text", ["8 gigs", "-1GB", "0", "GiB", "1.2.3MB", "nan", ""])
+@pytest.mark.parametrize("text", ["8 gigs", "-1GB", "0", "GiB", "1.2.3MB", "nan", "", "8gb"])
 def test_what_is_no_size_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match=r"GiB.* is allowed"):
+    with pytest.raises(ValueError, match=r"GiB.*case matters, is allowed"):
         parse_bytes(text)
 
 
@@ -156,16 +156,20 @@ def test_a_law_of_the_data_takes_the_longest_run_unless_told() -> None:
 
 def test_laws_that_cannot_choose_are_refused(speed: dict[str, object], facts: dict[str, object]) -> None:
     rows = family()
-    chinchilla = {**facts, "law": "chinchilla"}
+    ends, nothing = {key: [1, 16] for key in ("params", "tokens", "k", "k_post")}, np.zeros((10, 10)).tolist()
+    kumar = {**facts, "law": "kumar", "levels": [], "range": ends, "theta": [0.0] * 10}
+    kumar |= {"covariance": nothing, "covariance_obs": nothing}
+    short = {"theta": [0.0] * 5} | {key: np.zeros((5, 5)).tolist() for key in ("covariance", "covariance_obs")}
+    chinchilla = {**kumar, "law": "chinchilla", **short}
     with pytest.raises(ValueError, match="knows no k"):
         plan(1e9, chinchilla)
     with pytest.raises(ValueError, match="bits in training and others after it"):
-        plan(1e9, {**facts, "law": "kumar", "range": {key: [1, 16] for key in ("params", "tokens", "k", "k_post")}})
+        plan(1e9, kumar)
     with pytest.raises(ValueError, match="predicts ms"):
         plan(1e9, speed)
     with pytest.raises(ValueError, match="the law `time`"):
         plan(1e9, facts, speed=facts)
-    with pytest.raises(ValueError, match="'data_type' is missing"):
+    with pytest.raises(ValueError, match="'bits_per_weight' is missing"):
         plan(1e9, facts, formats=rows[["format", "k"]].drop_duplicates())
 
 
@@ -194,4 +198,88 @@ def test_published_families_at_four_bits(family_name: str, memory: str, size: st
     assert first.model.endswith(size)
     assert not first.extrapolates
     with pytest.raises(ValueError, match="GPT-5"):
+        published_fit("GPT-5")
+
+
+def test_what_a_fit_warns_of_is_said_and_first_where_it_did_not_converge(
+    facts: dict[str, object], speed: dict[str, object]
+) -> None:
+    warned = plan(3e8, {**facts, "warnings": ["the sky falls"]}, speed={**speed, "warnings": ["clocks stop"]})
+    assert warned.sentences[0].startswith("Take ")
+    assert warned.sentences[-2:] == ["The fit warns: the sky falls.", "The law of time warns: clocks stop."]
+    assert warned.table["low"].notna().all()
+    halted = plan(3e8, {**facts, "converged": False, "warnings": ["no minimum was reached"]})
+    assert "did not converge" in halted.sentences[0]
+    assert halted.sentences[1] == "The fit warns: no minimum was reached."
+    assert halted.table[["low", "high", "gap_low", "gap_high", "probability"]].isna().all().all()
+    slow = {**speed, "converged": False}
+    timeless = plan(3e8, facts, speed=slow)
+    assert timeless.table["tokens_per_second"].isna().all()
+    assert timeless.sentences[2] == "How fast it writes is not known: the law of time did not converge."
+    with pytest.raises(ValueError, match="law of time did not converge"):
+        plan(3e8, facts, speed=slow, tokens_per_second=1)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *({"memory": value} for value in (-1, 0, np.nan, np.inf, "8GiB", None, True)),
+        *({"tokens": value} for value in (-1, 0, np.nan, "many")),
+        *({"tokens_per_second": value} for value in (-1, 0, np.nan, np.inf, "fast")),
+        *({"level": value} for value in (0, 1, 2, np.nan, "sure", None)),
+    ],
+)
+def test_numbers_that_are_none_are_refused_by_name(
+    facts: dict[str, object], speed: dict[str, object], wrong: dict[str, object]
+) -> None:
+    (name,) = wrong
+    with pytest.raises(ValueError, match=rf"^{name} is .* is allowed$"):
+        plan(**{"memory": 3e8, "facts": facts, "speed": speed, **wrong})
+
+
+def test_a_result_in_place_of_its_facts_is_refused() -> None:
+    rows = family()
+    with pytest.raises(ValueError, match="LawResults is no fit"):
+        plan(3e8, fit(rows[rows.element != "nf"], "effective-parameters"))
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_speed_that_limits_nothing_is_no_limit(facts: dict[str, object], speed: dict[str, object]) -> None:
+    assert plan(3e8, facts, speed=speed, tokens_per_second=1e-305).sentences == plan(3e8, facts, speed=speed).sentences
+
+
+def test_what_decided_is_said_memory_or_speed(facts: dict[str, object], speed: dict[str, object]) -> None:
+    models = pd.DataFrame({"model": ["one"], "params": [4e9], "quantized": [4e9], "kept": [0.0]})
+    with pytest.raises(ValueError, match=r"nothing fits in .* \(the most that 100 tokens a second leave of 2.79 GiB\)"):
+        plan(3e9, facts, models=models, speed=speed, tokens_per_second=100)
+    fast = plan(3e9, facts, speed=speed, tokens_per_second=100)
+    assert "(the most that 100 tokens a second leave of 2.79 GiB)" in fast.sentences[0]
+    assert "leave of" not in " ".join(plan(3e9, facts, speed=speed, tokens_per_second=1).sentences)
+
+
+@pytest.mark.parametrize("bits", [2.25, 1.0])
+def test_widths_that_no_integer_has_need_formats(facts: dict[str, object], bits: float) -> None:
+    widths = [bits, *facts["levels"][1:]]
+    effective = {**facts, "levels": widths}
+    with pytest.raises(ValueError, match=f"at k = {bits:g}, .*--map k=format"):
+        plan(3e8, effective)
+    formats = pd.DataFrame({"format": ["a", "b"], "k": [bits, 4.0], "bits_per_weight": [2.25, 4.25]})
+    assert set(plan(3e8, effective, formats=formats).table.format) == {"a", "b"}
+
+
+def test_a_format_by_name_needs_its_bits_a_weight_alone() -> None:
+    facts = fit(family(), "effective-parameters", columns={"k": "format"}).facts()
+    found = plan(3e8, facts, formats=pd.DataFrame({"format": ["int4-b64", "bf16"], "bits_per_weight": [4.25, 16]}))
+    assert json.loads(json.dumps(found.facts(), allow_nan=False))["plan"][0]["k"] is None
+
+
+def test_an_interval_without_end_is_null_in_json(facts: dict[str, object]) -> None:
+    found = plan(3e8, {**facts, "obs_sd": 1e300})
+    assert np.isinf(found.table.high[0])
+    assert json.loads(json.dumps(found.facts(), allow_nan=False))["plan"][0]["high"] is None
+
+
+def test_the_name_of_a_family_is_read_in_any_case() -> None:
+    assert published_fit("llama-1")[0] == published_fit("LLaMA-1")[0]
+    with pytest.raises(ValueError, match=r"'GPT-5' \(--family\).*LLaMA-1"):
         published_fit("GPT-5")
