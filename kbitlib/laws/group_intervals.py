@@ -9,7 +9,7 @@ from kbitlib.laws.clusters import components, cr3_covariance, intercept_covarian
 from kbitlib.laws.diagnostics import determined
 from kbitlib.laws.estimate import CONVERGED, minimise
 from kbitlib.laws.tables import FloatArray
-from kbitlib.laws.uncertainty import Estimate, Uncertainty, by_t
+from kbitlib.laws.uncertainty import Estimate, Uncertainty, by_t, covariance_of
 
 _MANY = 50  # groups from which leaving one out moves so little that a law is as good as linear
 
@@ -77,16 +77,7 @@ def cluster_bootstrap(estimate: Estimate) -> Uncertainty:
     The factor G/(G - 1) undoes that draws vary about the sample's mean (Davison & Hinkley 1997, section 2.3).
     """
     assert estimate.groups is not None
-    codes, names = pd.factorize(estimate.groups)
-    count = len(names)
-    drawn = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), size=estimate.resamples)
-    draws = [
-        minimise(
-            estimate.surface, estimate.response, estimate.loss, np.repeat(estimate.theta[None], len(part), 0), part
-        )
-        for part in np.array_split(drawn[:, codes].astype(np.float64), -(-estimate.resamples // 100))
-    ]
-    reached = np.concatenate([minimum.theta[minimum.gradient <= CONVERGED] for minimum in draws])
-    covariance = np.atleast_2d(np.cov(reached.T)) * count / (count - 1)
+    count = estimate.groups.nunique()
+    covariance = covariance_of(estimate.group_draws) * count / (count - 1)
     kind = f"bootstrap of {estimate.groups.name} ({count} groups, {estimate.resamples} resamples), t"
     return by_t(kind, estimate, covariance, count - 1)

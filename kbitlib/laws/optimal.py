@@ -36,8 +36,8 @@ def compute_optimal(results: LawResults, flops: Sequence[float], *, level: float
 
     Columns ``flops, params, params_low, params_high, tokens, tokens_low, tokens_high, tokens_per_param, loss``, and
     ``exponent, exponent_low, exponent_high``, of C in N: beta/(alpha + beta). Ends are those of the draws where the
-    fit was resampled, else the Delta method's on logarithms; NaN where no interval can be given, as where N and D nearly
-    move together or some resamples have an exponent below 0. ValueError for another law, exponents that are not
+    fit was resampled, else the Delta method's on logarithms; NaN where no interval can be given, as where N and D move
+    together, nearly, or some resamples have an exponent below 0. ValueError for another law, exponents that are not
     positive, or FLOPs that are not.
     """
     if results.law != "chinchilla":

@@ -118,7 +118,8 @@ def published_fit(family: str = "LLaMA-1") -> tuple[dict[str, Any], pd.DataFrame
     """A law of a family of published models: its facts, the formats and the models that were measured, as `plan` takes.
 
     The law is ``effective-parameters`` with a factor for each method, k and group from 3 bits up, on the text on which
-    most of the family was measured, without rows that stand out; N counts the quantized weights. ValueError for an unknown family; case is ignored.
+    most of the family was measured, without rows that stand out; N counts the quantized weights. ValueError for an
+    unknown family; case is ignored.
     """
     rows = published()
     known = {name.casefold(): name for name in rows["family"].unique()}

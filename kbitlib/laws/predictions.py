@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Real
 
 import numpy as np
 import pandas as pd
@@ -56,12 +57,16 @@ class Prediction:
         return self._series(self.deviation_obs * self._slope, "obs_se")
 
     def conf_int(self, alpha: float = 0.05, *, obs: bool = False) -> pd.DataFrame:
-        """Low and high end, columns 0 and 1, of level 1 - alpha; NaN where no interval can be given."""
+        """Low and high end, columns 0 and 1, of level 1 - alpha; NaN where no interval can be given.
+
+        ValueError for an alpha that is not between 0 and 1.
+        """
+        level = level_of(alpha)
         if self.draws is not None and not obs:
-            ends = np.quantile(self.draws, [alpha / 2, 1 - alpha / 2], axis=0, method="weibull")
+            ends = np.quantile(self.draws, [0.5 - level / 2, 0.5 + level / 2], axis=0, method="weibull")
         else:
             deviation, freedom = (self.deviation_obs, self.freedom_obs) if obs else (self.deviation, self.freedom)
-            width = stats.t.ppf(1 - alpha / 2, freedom) * deviation
+            width = stats.t.ppf(0.5 + level / 2, freedom) * deviation
             ends = np.stack([self.center - width, self.center + width])
         return pd.DataFrame(self._back(ends).T, index=self.index)
 
@@ -81,6 +86,13 @@ class Prediction:
 
     def _series(self, values: FloatArray, name: str) -> pd.Series:
         return pd.Series(values, index=self.index, name=name)
+
+
+def level_of(alpha: float) -> float:
+    """The level 1 - alpha of an interval; ValueError for an alpha that is no number between 0 and 1."""
+    if not (isinstance(alpha, Real) and 0 < alpha < 1):
+        raise ValueError(f"alpha is {alpha!r}; a number between 0 and 1 is allowed")
+    return 1 - float(alpha)
 
 
 def deviations(slopes: FloatArray, covariance: FloatArray) -> FloatArray:

@@ -14,12 +14,12 @@ from kbitlib.laws.diagnostics import COLLINEAR, ILL_CONDITIONED, condition_numbe
 from kbitlib.laws.estimate import CONVERGED, Loss, Minimum
 from kbitlib.laws.export import facts
 from kbitlib.laws.intervals import KINDS, scatter, uncertainty, why_not
-from kbitlib.laws.predictions import Prediction, Scatter, deviations
+from kbitlib.laws.predictions import Prediction, Scatter, deviations, level_of
 from kbitlib.laws.profile import flat_directions
 from kbitlib.laws.row_intervals import ordinary_least_squares
 from kbitlib.laws.surface import Surface
 from kbitlib.laws.tables import FloatArray, read_columns
-from kbitlib.laws.uncertainty import Estimate, Uncertainty
+from kbitlib.laws.uncertainty import Estimate, Uncertainty, covariance_of
 
 
 class LawResults:
@@ -101,7 +101,8 @@ class LawResults:
     @cached_property
     def estimate(self) -> Estimate:
         """The minimum with all it was found from."""
-        return Estimate(self.surface, self._observed, self.loss, self.theta, self._groups, self._seeds)
+        rows = self._observed, self.loss, self.theta, self._groups, self._seeds
+        return Estimate(self.surface, *rows, converged=self.converged)
 
     @property
     def offered(self) -> dict[str, str]:
@@ -120,7 +121,7 @@ class LawResults:
     def cov_params(self) -> pd.DataFrame:
         """The covariance of ``params``; NaN where no interval can be given."""
         if self.uncertainty.draws is not None:
-            covariance = np.atleast_2d(np.cov(self.surface.natural(self.uncertainty.draws).T))
+            covariance = covariance_of(self.surface.natural(self.uncertainty.draws))
         else:
             slope = np.where(self.surface.positive, self.params, 1.0)  # of a positive parameter by its logarithm
             with np.errstate(over="ignore", invalid="ignore"):
@@ -137,14 +138,17 @@ class LawResults:
 
         ``kind`` is one of those ``offered``; by default the one that ``cov_type`` names. The interval of a parameter on
         its boundary is one-sided: from 0 to where a one-sided interval of that level ends. ValueError for a kind that
-        does not hold here.
+        does not hold here, and an alpha that is not between 0 and 1.
         """
         sure = self.uncertainty if kind is None else uncertainty(self.estimate, kind)
-        ends = sure.ends(1 - alpha)
+        ends = sure.ends(level_of(alpha))
         held = np.isin(self.surface.names, self.boundary)
         if held.any():
             ends = np.where(held[:, None], sure.ends(max(1 - 2 * alpha, 0.0)), ends)
-            ends[held, 0] = 0.0
+            ends[held, 0] = np.minimum(ends[held, 0], 0.0)
+            ends[held & (ends[:, 1] <= 0)] = (
+                np.nan
+            )  # every refit lies on the boundary too: that says nothing of a bound
         ends = np.where(self.surface.offset[:, None], np.maximum(ends, 0.0), ends)
         return pd.DataFrame(self.surface.natural(ends.T).T, index=self.surface.names)
 
@@ -169,7 +173,8 @@ class LawResults:
         return pd.Series(determined(self._jacobian().T), index=self.surface.names, name="identified")
 
     def _jacobian(self) -> FloatArray:
-        return np.asarray(self.surface.log_mean_and_jacobian(self.theta[None])[1][0])
+        slopes = np.asarray(self.surface.log_mean_and_jacobian(self.theta[None])[1][0])
+        return slopes / np.maximum(np.abs(slopes).max(axis=1, keepdims=True), 1e-300)  # squares are within a float
 
     @cached_property
     def ols(self) -> Any:
@@ -238,12 +243,9 @@ class LawResults:
     @property
     def warnings(self) -> list[str]:
         """One sentence for everything that limits what this fit can say."""
-        said = []
-        if not self.converged:
-            said.append(
-                f"no minimum was reached: the gradient's cosine is {self.gradient_norm:.1e}, above {CONVERGED:.0e}"
-            )
-        said += [f"{name} lies on its boundary 0: its interval is one-sided" for name in self.boundary]
+        ended = f"no minimum was reached: the gradient's cosine is {self.gradient_norm:.1e}, above {CONVERGED:.0e}"
+        said = [] if self.converged else [ended]
+        said += [f"{name} lies on its boundary 0: {self._beyond(name)}" for name in self.boundary]
         if self.uncertainty.refusal:
             said.append(f"no interval can be given: {self.uncertainty.refusal}")
         elif self.estimate.inflation > COLLINEAR:
@@ -264,6 +266,10 @@ class LawResults:
         """The least and the greatest value of each column among the rows fitted."""
         columns = {name: np.asarray(getattr(self.surface._x, name)) for name in self.surface.form.columns}
         return {name: [x.min().item(), x.max().item()] for name, x in columns.items() if x.dtype.kind == "f"}
+
+    def _beyond(self, name: str) -> str:
+        known = np.isfinite(self.conf_int()[1].to_numpy()[self.surface.names.index(name)])
+        return "its interval is one-sided" if known else "nothing here says how far above it may lie"
 
     def summary(self) -> Summary:
         """A table in the form of statsmodels', with what it rests on and its warnings."""

@@ -35,10 +35,14 @@ def ordinary_least_squares(surface: Surface, response: FloatArray) -> Any:
 def sandwich(estimate: Estimate) -> Uncertainty:
     """HC3 of the linearised law, which for a linear law is that of ordinary least squares."""
     design, residual = estimate.linearised
-    ols = sm.OLS(residual, design)
+    lengths = np.maximum(np.linalg.norm(design, axis=0), 1e-300)
+    ols = sm.OLS(residual, design / lengths)
+    if np.linalg.matrix_rank(ols.exog) < len(lengths):
+        raise ValueError("the rows do not determine every parameter at the minimum")
     if np.max(ols.fit().get_influence().hat_matrix_diag) > 1 - 1e-9:
         raise ValueError("a parameter hangs on one row alone")
-    return by_t("HC3, t", estimate, np.asarray(ols.fit(cov_type="HC3").cov_params()), ols.df_resid)
+    covariance = np.asarray(ols.fit(cov_type="HC3").cov_params()) / np.outer(lengths, lengths)
+    return by_t("HC3, t", estimate, covariance, ols.df_resid)
 
 
 def profile_f(estimate: Estimate) -> Uncertainty:
@@ -60,8 +64,12 @@ def bca(estimate: Estimate) -> Uncertainty:
 def bca_ends(draws: FloatArray, estimate: Estimate) -> Callable[[float], FloatArray]:
     """Bias-corrected and accelerated ends (Efron 1987); acceleration from the influence of each row on the estimate."""
     design, residual = estimate.linearised
-    influence = (design * estimate.loss.psi(residual)[:, None]) @ inverse(design.T @ design)
-    acceleration = (influence**3).sum(axis=0) / (6 * (influence**2).sum(axis=0) ** 1.5)
+    with np.errstate(over="ignore", invalid="ignore"):
+        influence = (design * estimate.loss.psi(residual)[:, None]) @ inverse(design.T @ design)
+        influence = influence / np.maximum(np.abs(influence).max(axis=0), 1e-300)  # so that its cube has a value
+    acceleration = (influence**3).sum(axis=0) / (6 * np.maximum((influence**2).sum(axis=0), 1.0) ** 1.5)
+    if not np.isfinite(acceleration).all():
+        raise ValueError("the influence of single rows is beyond what a float holds")
     below = (draws < estimate.theta).mean(axis=0) + 0.5 * (draws == estimate.theta).mean(axis=0)
     bias = stats.norm.ppf(np.clip(below, 0.5 / len(draws), 1 - 0.5 / len(draws)))
 

@@ -12,15 +12,23 @@ from scipy import stats
 
 from kbitlib.laws import bootstrap
 from kbitlib.laws.diagnostics import variance_inflation
-from kbitlib.laws.estimate import Loss
+from kbitlib.laws.estimate import CONVERGED, Loss, minimise
 from kbitlib.laws.profile import Profile, linearised, profile
 from kbitlib.laws.surface import Surface
 from kbitlib.laws.tables import FloatArray
 
+_END = stats.norm.ppf(0.975)
+_MIDDLE_VARIANCE = (
+    0.95 - 2 * _END * stats.norm.pdf(_END) + 0.05 * _END**2
+)  # of a standard normal drawn back to the ends
+
 
 @dataclass(frozen=True)
 class Estimate:
-    """A minimum ``theta`` (p,) with all it was found from; ``groups`` and ``seeds`` (n,) tell rows of one run."""
+    """A minimum ``theta`` (p,) with all it was found from; ``groups`` and ``seeds`` (n,) tell rows of one run.
+
+    ``converged`` is whether it is one: where a descent ended on the way, nothing can be said of how sure it is.
+    """
 
     surface: Surface
     response: FloatArray
@@ -29,6 +37,7 @@ class Estimate:
     groups: pd.Series | None = None
     seeds: pd.Series | None = None
     resamples: int = bootstrap.RESAMPLES
+    converged: bool = True
 
     @property
     def least_squares(self) -> bool:
@@ -42,10 +51,31 @@ class Estimate:
         return slopes[0].T, residual[0]
 
     @cached_property
+    def bounded(self) -> bool:
+        """Whether the squares of the derivatives are within what a float holds."""
+        design = self.linearised[0]
+        with np.errstate(over="ignore", invalid="ignore"):
+            return bool(np.isfinite(design.T @ design).all())
+
+    @cached_property
     def draws(self) -> FloatArray:
         """Minima (resamples, p) of tables whose rows were drawn from these; those that reached none are left out."""
         made = bootstrap.draws(self.surface, self.response, self.loss, self.theta, self.resamples)
         return np.asarray(made[~np.isnan(made).any(axis=1)])
+
+    @cached_property
+    def group_draws(self) -> FloatArray:
+        """Minima (resamples, p) of tables of groups drawn with replacement; those that reached none are left out."""
+        assert self.groups is not None
+        codes, names = pd.factorize(self.groups)
+        random = np.random.default_rng(0)
+        drawn = random.multinomial(len(names), np.full(len(names), 1 / len(names)), size=self.resamples)
+        reached = []
+        for part in np.array_split(drawn[:, codes].astype(np.float64), -(-self.resamples // 100)):
+            starts = np.repeat(self.theta[None], len(part), axis=0)
+            minimum = minimise(self.surface, self.response, self.loss, starts, part)
+            reached.append(minimum.theta[minimum.gradient <= CONVERGED])
+        return np.concatenate(reached)
 
     @cached_property
     def profiles(self) -> Callable[[float], Profile]:
@@ -96,4 +126,18 @@ def by_quantiles(kind: str, draws: FloatArray) -> Uncertainty:
     def ends(level: float) -> FloatArray:
         return np.quantile(draws, [0.5 - level / 2, 0.5 + level / 2], axis=0, method="weibull").T
 
-    return Uncertainty(kind, np.atleast_2d(np.cov(draws.T)), np.inf, ends, draws)
+    return Uncertainty(kind, covariance_of(draws), np.inf, ends, draws)
+
+
+def covariance_of(draws: FloatArray) -> FloatArray:
+    """The covariance (p, p) of draws (resamples, p), each parameter's drawn back to the middle 95 % of its own.
+
+    A few resamples of a hundred run off along a flat direction; plain moments would be made of these alone. What normal
+    draws lose by it is given back. A variance beyond what a float holds is infinite.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        ends = np.quantile(draws, [0.025, 0.975], axis=0)
+        covariance = np.atleast_2d(np.cov(np.clip(draws, *ends).T)) / _MIDDLE_VARIANCE
+    variance = np.diag(covariance)
+    np.fill_diagonal(covariance, np.where(np.isnan(variance), np.inf, variance))
+    return covariance

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,6 +12,8 @@ from scipy import stats
 
 from kbitlib.laws import LawResults, fit
 from kbitlib.laws.estimate import Minimum
+from kbitlib.laws.intervals import why_not
+from kbitlib.laws.uncertainty import covariance_of
 
 KINDS = {"delta", "sandwich", "percentile", "bca", "profile-f"}
 OF_GROUPS = {"cr3", "random-effects", "seed-variance", "cluster-bootstrap"}
@@ -161,6 +165,96 @@ def test_as_many_parameters_as_rows_leave_none() -> None:
     assert set(results.offered) == KINDS | OF_GROUPS
 
 
+def growing(loss: str) -> LawResults:
+    """A fit of losses that grow with the model, which the law cannot."""
+    random = np.random.default_rng(0)
+    table = pd.DataFrame({"params": 10 ** random.uniform(7, 10, 60), "tokens": 10 ** random.uniform(9, 11, 60)})
+    return fit(table.assign(loss=1 + table["params"] ** 0.1), loss=loss)
+
+
+def test_a_descent_that_ended_on_the_way_leaves_none() -> None:
+    results = growing("log-squared")
+    assert not results.converged
+    assert set(results.offered.values()) == {"no minimum was reached"}
+    assert results.conf_int().isna().all(axis=None)
+    assert results.get_prediction(runs(3)).summary_frame().drop(columns="mean").isna().all(axis=None)
+    with pytest.raises(ValueError, match="interval 'delta' does not hold here: no minimum was reached"):
+        results.conf_int(kind="delta")
+
+
+@pytest.mark.parametrize("law", ["chinchilla", "power"])
+def test_of_fewer_than_ten_rows_bca_is_not_offered(law: str) -> None:
+    assert "bca" in offered(fit(runs(10), law, loss="huber"))
+    assert offered(fit(runs(9), law, loss="huber")) == set()
+    refusal = f"BCa needs 10 rows for {5 if law == 'chinchilla' else 2} parameters; 9 rows are there"
+    assert fit(runs(9), law, loss="log-squared").offered["bca"] == refusal
+
+
+def test_of_a_line_by_least_squares_bca_needs_as_many_rows_as_percentiles() -> None:
+    few, enough = fit(runs(39), "power"), fit(runs(40), "power")
+    assert few.offered["bca"] == few.offered["percentile"] == "percentiles need 20 rows a parameter; 39 rows are there"
+    assert {"bca", "percentile"} <= offered(enough)
+
+
+def test_by_hubers_loss_few_residuals_within_the_threshold_prove_nothing() -> None:
+    table = runs(6)
+    results = fit(table.assign(loss=1.8 + 480 * table["params"] ** -0.35 + 2100 * table["tokens"] ** -0.37))
+    assert results.estimate.least_squares
+    assert set(results.offered.values()) >= {
+        "by Huber's loss an interval needs 10 rows for 5 parameters; 6 rows are there"
+    }
+    assert offered(results) == set()
+    assert results.get_prediction(runs(3)).conf_int(obs=True).isna().all(axis=None)
+
+
+def test_resamples_that_reach_no_minimum_are_few_or_there_is_no_bootstrap() -> None:
+    table = runs()
+    noise = fit(table.assign(loss=np.exp(np.random.default_rng(1).normal(1, 0.3, 60))))
+    assert noise.converged
+    missed = noise.estimate.resamples - len(noise.estimate.draws)
+    assert missed > 50
+    assert noise.offered["bca"] == f"{missed} of 1000 resamples reached no minimum"
+    assert f"no interval can be given: {noise.offered['bca']}" in noise.warnings
+    assert noise.boundary == ["E"]
+    assert noise.conf_int().isna().all(axis=None)
+
+
+def test_so_it_is_of_clusters(monkeypatch: pytest.MonkeyPatch) -> None:
+    results = fit(family(12), "total-bits")
+    kept = results.estimate.group_draws[:900]
+    monkeypatch.setitem(vars(results.estimate), "group_draws", kept)
+    assert results.offered["cluster-bootstrap"] == "100 of 1000 resamples reached no minimum"
+
+
+@pytest.mark.filterwarnings("error")
+def test_draws_beyond_a_float_make_no_noise() -> None:
+    results = growing("huber")
+    assert offered(results) == {"bca"}
+    assert results.bse.notna().all()
+    assert results.conf_int().drop("E").notna().all(axis=None)
+    assert results.conf_int().loc["E"].isna().all()  # every refit lies on the boundary
+    results.summary()
+    results.get_prediction(runs(3)).summary_frame()
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_term_that_vanished_leaves_no_sandwich() -> None:
+    table = runs()
+    results = fit(table.assign(loss=1 + table["params"] ** 0.1), loss="log-squared")  # B is e^-345
+    assert results.offered["sandwich"] == "the rows do not determine every parameter at the minimum"
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_loss_near_the_least_float_is_said_in_words() -> None:
+    table = runs()
+    table.loc[5, "loss"] = 1e-300
+    results = fit(table)
+    assert set(results.offered.values()) == {"no minimum was reached"}
+    results.summary()
+    reached = replace(results.estimate, converged=True)
+    assert why_not(reached, "bca") == "derivatives at the minimum are beyond what a float holds"
+
+
 # --- on a boundary ---
 
 
@@ -172,11 +266,20 @@ def test_an_interval_on_the_boundary_is_one_sided() -> None:
     loss = (-0.2 + 9 * (params * f) ** -0.08) * np.exp(0.002 * random.standard_normal(64))  # E would be negative
     results = fit(pd.DataFrame({"params": params, "k": k, "loss": loss}), "effective-parameters")
     assert results.boundary == ["E"]
-    low, high = results.conf_int(kind="delta").loc["E"]
-    assert low == 0
-    assert high == pytest.approx(stats.t.ppf(0.95, results.df_resid) * results.bse["E"])
-    low, high = results.conf_int(kind="profile-f").loc["E"]
+    assert "boundary" in results.offered["delta"]
+    assert "boundary" in results.cov_reason
+    low, high = results.conf_int().loc["E"]
     assert low == 0 < high
+    assert high < 1.5  # the Delta method would say 5: alpha and E trade off along a curve
+
+
+def test_few_draws_that_run_off_do_not_make_the_covariance() -> None:
+    random = np.random.default_rng(0)
+    draws = random.multivariate_normal([0.0, 0.0], [[1.0, 0.9], [0.9, 1.0]], size=20_000)
+    found = covariance_of(draws)
+    assert found == pytest.approx(np.array([[1.0, 0.9], [0.9, 1.0]]), abs=0.04)
+    draws[:100] *= 1e6
+    assert covariance_of(draws) == pytest.approx(found, rel=0.1)
 
 
 # --- several seeds, many models ---

@@ -115,6 +115,15 @@ def test_bad_tables_are_refused_by_name() -> None:
         results.get_prediction(pd.DataFrame({"total_bits": [], "k": []}))
 
 
+@pytest.mark.parametrize("alpha", [0, 1, -1, 2, np.nan, "a", None, True])
+def test_a_level_is_between_0_and_1(alpha: float) -> None:
+    results = fit(runs(), "power")
+    made = results.get_prediction(runs(3))
+    for asked in (results.conf_int, made.conf_int, made.summary_frame):
+        with pytest.raises(ValueError, match=rf"alpha is {alpha!r}; a number between 0 and 1 is allowed"):
+            asked(alpha)
+
+
 # --- facts ---
 
 
