@@ -159,8 +159,9 @@ class LawResults:
         return flat_directions(self.surface, self.theta, self.estimate.profiles(0.95))
 
     def correlation(self) -> pd.DataFrame:
-        """The correlation of the estimates."""
-        return correlation(self.cov_params())
+        """The correlation of the estimates, of positive ones by their logarithms."""
+        names = self.surface.names
+        return correlation(pd.DataFrame(self.uncertainty.covariance, index=names, columns=names))
 
     @property
     def condition_number(self) -> float:
@@ -250,6 +251,11 @@ class LawResults:
             said.append(f"no interval can be given: {self.uncertainty.refusal}")
         elif self.estimate.inflation > COLLINEAR:
             said += [f"{self.cov_reason}: a standard error says little", *self.flat_directions()]
+        if self._groups is None and self.models < self.nobs:
+            said.append(
+                f"{self.nobs} rows are of {self.models} models that differ in bits alone, so they are not independent: "
+                "name the column that tells models apart (groups)"
+            )
         if self._groups is not None and self._groups.nunique() < 5:
             said.append(f"{self._groups.nunique()} groups alone ({self._groups.name}): intervals are wide and rough")
         if self.condition_number > ILL_CONDITIONED:
@@ -266,6 +272,14 @@ class LawResults:
         """The least and the greatest value of each column among the rows fitted."""
         columns = {name: np.asarray(getattr(self.surface._x, name)) for name in self.surface.form.columns}
         return {name: [x.min().item(), x.max().item()] for name, x in columns.items() if x.dtype.kind == "f"}
+
+    @property
+    def models(self) -> int:
+        """How many models the rows are of, at least: rows that differ in bits alone are of one."""
+        x, columns = self.surface._x, self.surface.form.columns
+        trained = [getattr(x, name) for name in ("params", "tokens", "flops") if name in columns]
+        by_bits = {"k", "k_post", "block", "gaussian_mse"} & set(columns)
+        return len(np.unique(np.column_stack(trained), axis=0)) if trained and by_bits else self.nobs
 
     def _beyond(self, name: str) -> str:
         known = np.isfinite(self.conf_int()[1].to_numpy()[self.surface.names.index(name)])

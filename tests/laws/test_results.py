@@ -154,3 +154,16 @@ def test_facts_of_every_loss_hold_no_nan() -> None:
     json.dumps(none, allow_nan=False)
     assert none["ci95"]["alpha"] == [None, None]
     assert none["cov_type"] == "none"
+
+
+def test_rows_of_one_model_without_its_name_are_warned_of() -> None:
+    random = np.random.default_rng(0)
+    rows = [
+        (n, k, 1 + 30 * (n * f) ** -0.3) for n in np.geomspace(1e6, 1e9, 6) for k, f in ((3, 0.5), (4, 0.8), (16, 1))
+    ]
+    table = pd.DataFrame(rows, columns=["params", "k", "loss"])
+    table["loss"] *= np.exp(0.002 * random.standard_normal(len(table)))
+    alone = fit(table, "effective-parameters")
+    assert any("18 rows are of 6 models that differ in bits alone" in sentence for sentence in alone.warnings)
+    named = fit(table.assign(model=table["params"].astype(str)), "effective-parameters")
+    assert not any("differ in bits alone" in sentence for sentence in named.warnings)
