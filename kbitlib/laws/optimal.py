@@ -55,13 +55,6 @@ def compute_optimal(results: LawResults, flops: Sequence[float], *, level: float
     return table[["flops", *ordered[:6], "tokens_per_param", "loss", *ordered[6:]]]
 
 
-def side_by_side(results: LawResults, flops: Sequence[float], *, level: float = 0.95) -> pd.DataFrame:
-    """``compute_optimal`` of a fit, and beside it what published parameters give; column ``parameters`` says whose."""
-    ours = compute_optimal(results, flops, level=level)
-    table = pd.concat([ours.assign(parameters="this fit"), published_optimal(flops)], ignore_index=True)
-    return table[["parameters", *ours.columns]]
-
-
 def published_optimal(flops: Sequence[float]) -> pd.DataFrame:
     """What published parameters of the chinchilla law give, without intervals: those that were printed are rounded."""
     budgets = _positive(flops)
